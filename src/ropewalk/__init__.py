@@ -1,0 +1,1 @@
+from ropewalk.maps import SELF, Identity, LeakyReRoPE, ReRoPE, SelfExtend

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from ropewalk.maps.base import Band, LengthError, PositionMap
+
+
+@dataclass(frozen=True)
+class Identity(PositionMap):
+    """Every key at its true distance: the unmodified model."""
+
+    name: ClassVar[str] = "identity"
+
+    @property
+    def bands(self) -> tuple[Band, ...]:
+        return (Band(0, None),)
+
+    @classmethod
+    def for_length(cls, target_length: int, trained_window: int) -> Self:
+        if target_length > trained_window:
+            raise LengthError(
+                f"Identity reaches {trained_window} tokens, the trained window itself, not {target_length}: "
+                "choose another map"
+            )
+        return cls()

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from ropewalk.maps.base import Band, PositionMap, _require, default_window, join_equal
+from ropewalk.maps.positions import TRUE_POSITIONS, PositionFunction, Scaled
+
+
+@dataclass(frozen=True)
+class LeakyReRoPE(PositionMap):
+    """Leaky ReRoPE (Su 2023): distances past `window` grow `factor` times slower, without rounding.
+
+    Far keys are at `(m - n) / k + W - W / k`, a real number.
+
+    Args:
+        factor: k, how much slower far distances grow; 1 is the unmodified model.
+        window: W, the neighbor window, in tokens.
+    """
+
+    name: ClassVar[str] = "leaky-rerope"
+    factor: float
+    window: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.factor >= 1, f"factor must be 1 or more, got {self.factor}")
+        _require(self.window >= 1, f"window must be 1 or more, got {self.window}")
+
+    @property
+    def bands(self) -> tuple[Band, ...]:
+        query: PositionFunction = Scaled(self.factor, self.window - self.window / self.factor)
+        key: PositionFunction = Scaled(self.factor)
+        if self.factor == 1:
+            query = key = TRUE_POSITIONS
+        return join_equal((Band(0, self.window), Band(self.window, None, query, key)))
+
+    @classmethod
+    def for_length(cls, target_length: int, trained_window: int) -> Self:
+        """An eighth of the trained window as neighbors, and the smallest whole factor that then meets eq. 5."""
+        window = default_window(trained_window)
+        reach = trained_window / 2 - window
+        factor = max(1, math.ceil((target_length - window) / reach)) if reach > 0 else 1
+        while cls(factor, window).recommended_length(trained_window) < target_length and factor < trained_window:
+            factor += 1
+        return cls(factor, window)._check_length(target_length, trained_window)

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from ropewalk.maps.base import Band, PositionMap, _require
+from ropewalk.maps.positions import Constant
+
+
+@dataclass(frozen=True)
+class ReRoPE(PositionMap):
+    """ReRoPE (Su 2023): every key at distance `window` or more is at distance `window`.
+
+    Args:
+        window: W, the neighbor window, in tokens.
+    """
+
+    name: ClassVar[str] = "rerope"
+    window: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.window >= 1, f"window must be 1 or more, got {self.window}")
+
+    @property
+    def bands(self) -> tuple[Band, ...]:
+        return (Band(0, self.window), Band(self.window, None, Constant(self.window), Constant(0)))
+
+    @classmethod
+    def for_length(cls, target_length: int, trained_window: int) -> Self:
+        """A quarter of the trained window, whatever the length: the map has no other parameter."""
+        return cls(max(1, trained_window // 4))._check_length(target_length, trained_window)
