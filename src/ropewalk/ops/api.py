@@ -1,0 +1,152 @@
+"""`attention`: checks the input, chooses an implementation, takes padded batches apart."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ropewalk.maps import PositionMap
+from ropewalk.maps.query_scaling import QueryScaling
+from ropewalk.ops import blocks, flash, reference, windowed
+from ropewalk.ops.layout import Layout, Slots, Span
+from ropewalk.ops.rotary import Rotary
+
+Implementation = Literal["auto", "reference", "blocks", "flash"]
+
+logger = logging.getLogger("ropewalk")
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    position_map: PositionMap,
+    rotary: Rotary | None,
+    *,
+    layout: Layout | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    query_scaling: QueryScaling | None = None,
+    impl: Implementation = "auto",
+) -> Tensor:
+    """Causal attention under a position map, for prefill, chunked prefill and decode.
+
+    Query and key arrive rotated by the model at their true positions, as a cache holds them; `rotary` says how, so that
+    each band can re-rotate them: `R(b) = R(b - n) R(n)`. With 5 keys, 3 queries and W = 2 (n: near, f: far, -: unseen):
+
+        f f n n... query slot 2:  f n n - -
+                   query slot 3:  f f n n -
+                   query slot 4:  f f f n n
+
+    Args:
+        query: (batch, heads, queries, head_dim), float32, bfloat16, float16 or float64.
+        key: (batch, key heads, keys, head_dim); heads is a multiple of key heads, which are never expanded.
+        value: (batch, key heads, keys, value_dim).
+        position_map: which positions the rotation uses.
+        rotary: the model's rotary embedding; None for a layer without one, where only which keys are seen matters.
+        layout: which slots hold tokens; by default all do, and the queries are the last keys. A query slot that holds
+            no token gives zeros.
+        scale: of the scores, by default `head_dim ** -0.5`.
+        softcap: `softcap * tanh(score / softcap)` instead of the score (Gemma 2).
+        sinks: (heads,), a logit a head that takes part in the softmax and adds nothing (gpt-oss).
+        query_scaling: factor on each query by its true position.
+        impl: "auto" chooses; "reference" is the specification, in float32, and holds the whole matrix; "flash" is one
+            kernel pass a band; "blocks" is plain tensor operations, for whatever "flash" cannot take. The last two use
+            memory linear in the number of keys.
+
+    Returns:
+        (batch, heads, queries, value_dim), in the query's dtype.
+
+    Raises:
+        ValueError: shapes, layout or `impl` do not fit.
+    """
+    layout = layout or Layout(query.shape[2], key.shape[2])
+    _check(query, key, value, layout, impl)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    chosen = choose_impl(query, key, value, softcap) if impl == "auto" else impl
+
+    def attend(span: Span) -> Tensor:
+        q = _take(query, span.rows, span.queries)
+        k = _take(key, span.rows, span.keys)
+        v = _take(value, span.rows, span.keys)
+        if query_scaling is not None:
+            q = (
+                q
+                * query_scaling(torch.arange(k.shape[2] - q.shape[2], k.shape[2], device=q.device)).to(q.dtype)[:, None]
+            )
+        if chosen == "flash":
+            return flash.attend(q, k, v, position_map, rotary, scale, sinks)
+        if chosen == "reference":
+            return reference.attend(q, k, v, position_map, rotary, scale, softcap, sinks).to(q.dtype)
+        return blocks.attend(q, k, v, position_map, rotary, scale, softcap, sinks)
+
+    spans = layout.spans(query.shape[0])
+    if len(spans) == 1 and _is_everything(spans[0], query):
+        return attend(spans[0])
+    output = query.new_zeros((*query.shape[:3], value.shape[-1]))
+    for span in spans:
+        output[span.rows, :, span.queries] = attend(span)
+    return output
+
+
+def choose_impl(query: Tensor, key: Tensor, value: Tensor, softcap: float | None = None) -> Literal["flash", "blocks"]:
+    """The implementation that "auto" means for these tensors; the reason for the slower one is logged once."""
+    reason = windowed.unsupported(query, key, value)
+    if softcap is not None:
+        reason = "softcap"
+    elif torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        reason = "gradients (call the model under torch.inference_mode() for the fast one)"
+    if reason is None:
+        return "flash"
+    _log_fallback(reason)
+    return "blocks"
+
+
+@cache
+def _log_fallback(reason: str) -> None:
+    logger.info("attention runs on impl='blocks', slower than 'flash', which does not support %s", reason)
+
+
+def _take(x: Tensor, rows: slice, slots: Slots) -> Tensor:
+    return x[rows][:, :, slots]
+
+
+def _is_everything(span: Span, query: Tensor) -> bool:
+    return span.rows == slice(0, query.shape[0]) and span.queries == slice(0, query.shape[2])
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, layout: Layout, impl: str) -> None:
+    def require(condition: bool, message: str) -> None:
+        if not condition:
+            raise ValueError(f"attention: {message}")
+
+    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+    require(
+        impl in get_args(Implementation), f"impl must be one of {', '.join(get_args(Implementation))}, got {impl!r}"
+    )
+    require(
+        query.ndim == key.ndim == value.ndim == 4, f"tensors must be (batch, heads, tokens, head_dim), got {shapes}"
+    )
+    require(query.shape[0] == key.shape[0] == value.shape[0], f"batch sizes differ: {shapes}")
+    require(key.shape[1:3] == value.shape[1:3], f"key and value heads or lengths differ: {shapes}")
+    require(query.shape[-1] == key.shape[-1], f"query and key head dimensions differ: {shapes}")
+    require(query.shape[1] % key.shape[1] == 0, f"query heads must be a multiple of key heads: {shapes}")
+    require(query.dtype == key.dtype == value.dtype, f"dtypes differ: {query.dtype}, {key.dtype}, {value.dtype}")
+    require(
+        (layout.query_length, layout.key_length) == (query.shape[2], key.shape[2]),
+        f"layout is for {layout.query_length} queries and {layout.key_length} keys: {shapes}",
+    )
+    require(
+        0 <= layout.first_query <= key.shape[2] - query.shape[2],
+        f"query_start {layout.first_query} leaves no room for {query.shape[2]} queries among {key.shape[2]} keys",
+    )
+    mask = layout.key_mask
+    require(
+        mask is None or (mask.ndim == 2 and mask.shape[0] == query.shape[0]),
+        f"key_mask must be (batch, keys), got {() if mask is None else tuple(mask.shape)} for {shapes}",
+    )

@@ -1,0 +1,76 @@
+"""Attention under a position map from one pass a band, merged by log-sum-exp: costs about what plain attention does."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ropewalk.maps import Band, PositionMap
+from ropewalk.ops.rotary import Rotary, moved
+from ropewalk.ops.windowed import causal, merge
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    position_map: PositionMap,
+    rotary: Rotary | None,
+    scale: float,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Attention of one span: queries are the last of the keys."""
+    keys, queries = key.shape[2], query.shape[2]
+    split = min(max(position_map.start - (keys - queries), 0), queries)
+    parts = []
+    if split:
+        seen = keys - queries + split
+        parts.append(
+            _attend_bands(
+                query[:, :, :split], key[:, :, :seen], value[:, :, :seen], (Band(0, None),), rotary, scale, sinks
+            )
+        )
+    if split < queries:
+        parts.append(_attend_bands(query[:, :, split:], key, value, position_map.bands, rotary, scale, sinks))
+    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+
+
+def _attend_bands(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bands: tuple[Band, ...],
+    rotary: Rotary | None,
+    scale: float,
+    sinks: Tensor | None,
+) -> Tensor:
+    """One pass a band. The nearest band holds every query's own key, so the first pass covers every query."""
+    past = key.shape[2] - query.shape[2]
+    output = lse = None
+    for band in bands:
+        # A band is a causal problem between the queries from `first` on and the keys up to `first` before the last.
+        skipped = max(band.first - past, 0)
+        end = key.shape[2] - band.first
+        if skipped >= query.shape[2]:
+            break
+        window = None if band.stop is None else band.stop - band.first
+        begin = 0 if window is None else max(end - (query.shape[2] - skipped) - window + 1, 0)
+        part, part_lse = causal(
+            moved(query[:, :, skipped:], band.query_positions, past + skipped, rotary),
+            moved(key[:, :, begin:end], band.key_positions, begin, rotary),
+            value[:, :, begin:end],
+            scale,
+            window,
+        )
+        if output is None or lse is None:
+            output, lse = part, part_lse
+        else:
+            output = output.float()
+            output[:, :, skipped:], lse[:, :, skipped:] = merge(
+                output[:, :, skipped:], lse[:, :, skipped:], part, part_lse
+            )
+    assert output is not None
+    assert lse is not None
+    if sinks is not None:
+        output = output * torch.sigmoid(lse - sinks.to(lse.dtype)[:, None])[..., None]
+    return output.to(query.dtype)
