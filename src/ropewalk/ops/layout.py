@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
@@ -22,7 +22,7 @@ class Span:
     keys: Slots
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Layout:
     """Where tokens lie in the key and query slots of one call. Slots that hold no token are never seen.
 
@@ -38,6 +38,8 @@ class Layout:
     key_length: int
     query_start: int | Tensor | None = None
     key_mask: Tensor | None = None
+    # Set by integrations, which check the positions a framework counts against the mask, once a forward pass.
+    positions_checked: bool = field(default=False, init=False)
 
     @cached_property
     def first_query(self) -> int:

@@ -1,0 +1,1 @@
+"""Where Ropewalk meets frameworks."""

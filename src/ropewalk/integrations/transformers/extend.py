@@ -1,0 +1,265 @@
+"""`extend` and `restore`: put a position map under a loaded model's attention, and take it away again."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, Self, get_args
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ropewalk.integrations.transformers import attention, probe
+from ropewalk.integrations.transformers.attention import NAME, PLAN, LayerPlan, Limits
+from ropewalk.maps import Identity, PositionMap, SelfExtend
+from ropewalk.maps.query_scaling import QueryScaling, QueryScalingKind
+from ropewalk.maps.sliding_window import SlidingWindow
+from ropewalk.ops.api import Implementation
+from ropewalk.ops.compiled import Settings
+
+logger = logging.getLogger("ropewalk")
+
+SlidingWindowChoice = Literal["keep", "disable"]
+
+# Stands for "no window" in configurations whose cache and mask code wants a number.
+_NO_WINDOW = 1 << 40
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One attention layer of an extended model, and what it does now."""
+
+    name: str
+    extended: bool
+    reason: str
+
+
+@dataclass(eq=False)
+class Extension:
+    """What `extend` did to a model. A context manager: leaving it restores the model.
+
+    Attributes:
+        position_map: the map in use.
+        trained_window: tokens that the model was trained on.
+        max_length: longest text that stays inside the trained window (eq. 4), in tokens.
+        recommended_length: longest text that stays inside its better trained half (eq. 5), in tokens.
+        layers: every attention layer, extended or left alone, and why.
+        rotary: the rotary embeddings found, in words.
+        impl: implementation asked for; "auto" chooses for each call.
+    """
+
+    model: PreTrainedModel
+    position_map: PositionMap
+    trained_window: int
+    max_length: int | float
+    recommended_length: int | float
+    layers: tuple[Layer, ...]
+    rotary: tuple[str, ...]
+    impl: Implementation
+    query_scaling: QueryScaling | None = None
+    _undo: list[tuple[Any, str, Any]] = field(default_factory=list, repr=False)
+    _plans: list[tuple[nn.Module, LayerPlan]] = field(default_factory=list, repr=False)
+    _previous_attention: str = field(default="", repr=False)
+
+    @property
+    def active(self) -> bool:
+        """Whether the model still computes under this extension."""
+        return _extensions.get(self.model) is self
+
+    def restore(self) -> None:
+        """Makes the model exactly what it was. Does nothing the second time."""
+        if not self.active:
+            return
+        probe.set_attention(self.model, self._previous_attention)
+        for owner, attribute, value in reversed(self._undo):
+            setattr(owner, attribute, value)
+        for module, plan in self._plans:
+            delattr(module, PLAN)
+            plan.release()
+        del _extensions[self.model]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.restore()
+
+    def __str__(self) -> str:
+        extended = [layer for layer in self.layers if layer.extended]
+        alone: dict[str, int] = {}
+        for layer in self.layers:
+            if not layer.extended:
+                alone[layer.reason] = alone.get(layer.reason, 0) + 1
+        lines = [
+            f"{type(self.model).__name__} under {self.position_map}",
+            f"  trained window   {self.trained_window} tokens",
+            f"  reaches          {self.max_length} tokens (eq. 4), recommended {self.recommended_length} (eq. 5)",
+            f"  layers           {len(extended)} of {len(self.layers)} extended",
+            *(f"                   {count} left alone: {reason}" for reason, count in alone.items()),
+            f"  rotary           {'; '.join(self.rotary)}",
+            f"  implementation   {self.impl}",
+        ]
+        if self.query_scaling is not None:
+            lines.append(f"  query scaling    {self.query_scaling.kind}")
+        return "\n".join(lines)
+
+
+_extensions: WeakKeyDictionary[PreTrainedModel, Extension] = WeakKeyDictionary()
+
+
+def extend(
+    model: PreTrainedModel,
+    position_map: PositionMap | type[PositionMap] | None = None,
+    *,
+    target_length: int | None = None,
+    trained_window: int | None = None,
+    sliding_window: SlidingWindowChoice = "keep",
+    query_scaling: QueryScalingKind | None = None,
+    impl: Implementation = "auto",
+    enforce_limit: bool = True,
+) -> Extension:
+    """Lets a loaded transformers model read past its training window. No weight and no forward is changed.
+
+    Args:
+        model: a decoder whose attention goes through transformers' AttentionInterface and that has rotary embeddings.
+        position_map: a map, or a kind of map with its parameters chosen for `target_length`; by default SelfExtend.
+        target_length: tokens that the model should read, its answer included.
+        trained_window: tokens that the model was trained on; by default its `max_position_embeddings`.
+        sliding_window: "keep" leaves sliding-window layers as they are; "disable" turns their window off and extends
+            them, as the paper does for Mistral.
+        query_scaling: "log-n" or "yarn" scale the queries past the trained window; by default none.
+        impl: implementation of the attention, see `ropewalk.ops.attention`.
+        enforce_limit: whether a text past eq. 4 is an error.
+
+    Returns:
+        A handle that says what was done. `with extend(...):` restores the model at the end.
+
+    Raises:
+        UnsupportedModelError: the model cannot be extended; nothing was changed.
+        LengthError: no such map reaches `target_length`.
+        ValueError: the model is already extended, or an argument does not fit.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"extend takes a transformers PreTrainedModel, got {type(model).__name__}")
+    if model in _extensions:
+        raise ValueError(f"the model is already extended; call ropewalk.restore(model) first\n{_extensions[model]}")
+    if sliding_window not in get_args(SlidingWindowChoice):
+        raise ValueError(f"sliding_window must be 'keep' or 'disable', got {sliding_window!r}")
+    if impl not in get_args(Implementation):
+        raise ValueError(f"impl must be one of {', '.join(get_args(Implementation))}, got {impl!r}")
+    probe.check_decoder(model)
+    window = trained_window if trained_window is not None else _trained_window(model)
+    chosen = _choose_map(position_map, target_length, window)
+    limits = Limits(chosen, window, enforced=enforce_limit)
+    if target_length is not None:
+        limits.check(target_length)
+    scaling = None if query_scaling is None else QueryScaling(query_scaling, window)
+
+    probe.register_functions()
+    attention.register_functions()
+    probed = probe.probe(model, window)
+
+    if sliding_window == "keep" and all(layer.sliding_window is not None for layer in probed):
+        raise probe.UnsupportedModelError(
+            f"every layer of {type(model).__name__} has a sliding window ({probed[0].sliding_window} tokens), so there is "
+            "nothing to extend; sliding_window='disable' turns the windows off, as the SelfExtend paper does for Mistral"
+        )
+
+    extension = Extension(
+        model=model,
+        position_map=chosen,
+        trained_window=window,
+        max_length=limits.max_length,
+        recommended_length=limits.recommended_length,
+        layers=(),
+        rotary=(),
+        impl=impl,
+        query_scaling=scaling,
+    )
+    layers = []
+    for layer in probed:
+        settings, reason = _settings(layer, chosen, sliding_window, scaling, impl)
+        extended = reason == ""
+        plan = LayerPlan.make(settings, limits if extended else None)
+        setattr(layer.module, PLAN, plan)
+        extension._plans.append((layer.module, plan))
+        layers.append(Layer(layer.name, extended, reason))
+        if sliding_window == "disable" and layer.sliding_window is not None:
+            _disable_window(getattr(layer.module, "config", model.config.get_text_config()), extension)
+    extension.layers = tuple(layers)
+    extension.rotary = tuple(
+        _describe(rotary, layer.module) for rotary, layer in {layer.rotary: layer for layer in probed}.items()
+    )
+    extension._previous_attention = probe.set_attention(model, NAME)
+    _extensions[model] = extension
+    logger.info("%s", extension)
+    return extension
+
+
+def restore(model: PreTrainedModel) -> None:
+    """Makes an extended model exactly what it was.
+
+    Raises:
+        ValueError: the model is not extended.
+    """
+    if model not in _extensions:
+        raise ValueError(f"this {type(model).__name__} is not extended")
+    _extensions[model].restore()
+
+
+def _trained_window(model: PreTrainedModel) -> int:
+    window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if not isinstance(window, int):
+        raise ValueError(f"{type(model).__name__} does not say how long its training window was: pass trained_window=")
+    return window
+
+
+def _choose_map(
+    position_map: PositionMap | type[PositionMap] | None, target_length: int | None, trained_window: int
+) -> PositionMap:
+    if isinstance(position_map, PositionMap):
+        return position_map
+    if position_map is not None and not (isinstance(position_map, type) and issubclass(position_map, PositionMap)):
+        raise TypeError(f"position_map must be a position map such as SelfExtend(8, 1024), got {position_map!r}")
+    if target_length is None:
+        raise ValueError("pass a position map such as SelfExtend(group_size=8, window=1024), or target_length=...")
+    return (position_map or SelfExtend).for_length(target_length, trained_window)
+
+
+def _settings(
+    layer: probe.ProbedLayer,
+    position_map: PositionMap,
+    sliding_window: SlidingWindowChoice,
+    scaling: QueryScaling | None,
+    impl: Implementation,
+) -> tuple[Settings, str]:
+    """How a layer computes, and why it is left alone; no reason if it is extended."""
+    if layer.sliding_window is not None and sliding_window == "keep":
+        kept = Settings(SlidingWindow(layer.sliding_window), layer.rotary, None, impl)
+        return kept, f"sliding window of {layer.sliding_window} tokens"
+    if layer.rotary is None:
+        return Settings(Identity(), None, None, impl), "no rotary embedding"
+    return Settings(position_map, layer.rotary, scaling, impl), ""
+
+
+def _disable_window(config: Any, extension: Extension) -> None:
+    """Caches and masks of the whole configuration then keep every key."""
+    if config.sliding_window != _NO_WINDOW:
+        extension._undo.append((config, "sliding_window", config.sliding_window))
+        config.sliding_window = _NO_WINDOW
+
+
+def _describe(rotary: Any, module: nn.Module) -> str:
+    if rotary is None:
+        return "none"
+    kind = "interleaved" if rotary.interleaved else "half-split"
+    head_dim = getattr(module, "head_dim", None)
+    partial = f"{rotary.dim} of {head_dim}" if head_dim not in (None, rotary.dim) else f"{rotary.dim}"
+    frequencies = rotary.inverse_frequencies
+    slowest = 2 * torch.pi / frequencies.min().item()
+    return f"{kind}, {partial} dimensions, periods from {2 * torch.pi / frequencies.max().item():.3g} to {slowest:.3g}"

@@ -1,0 +1,244 @@
+"""Finds out, by measurement on the model itself, how each attention layer rotates its queries and keys.
+
+One token on its own attends to itself alone, so in every layer its key at position p is R(p) times the same vector:
+`R(p) k_0 = k_p` holds exactly if the rotation is understood, whatever the layers in between compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from ropewalk.ops.rotary import Rotary
+
+PROBE_NAME = "ropewalk-probe"
+
+_TOKENS = 4
+_SHORT_POSITIONS = (0, 1, 2, 5, 17, 63)
+# Largest difference, relative to the size of a pair of dimensions, that rounding in the model's dtype explains.
+_TOLERANCE = {torch.float32: 2e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2, torch.float64: 2e-3}
+
+
+class UnsupportedModelError(ValueError):
+    """A model that cannot be extended; the message says why."""
+
+
+@dataclass(frozen=True)
+class ProbedLayer:
+    """An attention module and what was measured: its rotary embedding (None if it has none), its sliding window."""
+
+    name: str
+    module: nn.Module
+    rotary: Rotary | None
+    sliding_window: int | None
+
+
+@dataclass
+class _Call:
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    options: dict[str, Any]
+
+
+_calls: list[_Call] | None = None
+
+
+def probe(model: PreTrainedModel, trained_window: int) -> list[ProbedLayer]:
+    """Measures every attention layer of the model, in the order they run.
+
+    Raises:
+        UnsupportedModelError: attention does not go through transformers' interface, or keys do not rotate as found.
+    """
+    long_positions = (0, trained_window - 1, 2 * trained_window, 4 * trained_window)
+    with _as_it_was(model), torch.no_grad():
+        short_calls = _run(model, _SHORT_POSITIONS)
+        candidates = _inverse_frequencies(model)
+        if not short_calls:
+            raise UnsupportedModelError(
+                f"the attention of {type(model).__name__} does not go through transformers' AttentionInterface, "
+                "so nothing can be put in its place"
+            )
+        rotaries = _Rotaries(model, candidates)
+        measured = [rotaries.measure(call, _SHORT_POSITIONS) for call in short_calls]
+        long_calls = _run(model, long_positions)
+        for call, rotary in zip(long_calls, measured, strict=True):
+            rotaries.confirm(call, rotary, long_positions)
+    if all(rotary is None for rotary in measured):
+        raise UnsupportedModelError(
+            f"no layer of {type(model).__name__} rotates its keys: it has no rotary embedding to extend "
+            "(ALiBi and learned position embeddings are not supported)"
+        )
+    return [
+        ProbedLayer(rotaries.name(call.module), call.module, rotary, call.options.get("sliding_window"))
+        for call, rotary in zip(short_calls, measured, strict=True)
+    ]
+
+
+def check_decoder(model: PreTrainedModel) -> None:
+    """Raises UnsupportedModelError for models whose attention is not causal."""
+    if model.config.is_encoder_decoder:
+        raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder: only decoders are supported")
+
+
+def register_functions() -> None:
+    """Makes the probing functions known to transformers."""
+    AttentionInterface.register(PROBE_NAME, _capture)
+    AttentionMaskInterface.register(PROBE_NAME, lambda *args, **kwargs: None)
+
+
+def _capture(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Keeps what it is given. One token's attention is its own value."""
+    if _calls is None:
+        raise RuntimeError("the probing attention function was called outside of a probe")
+    _calls.append(_Call(module, query, key, kwargs))
+    return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2).contiguous(), None
+
+
+def _run(model: PreTrainedModel, positions: tuple[int, ...]) -> list[_Call]:
+    """Calls of every layer for a few tokens, each alone, at each of the positions; rows: position-major."""
+    global _calls
+    vocabulary = model.config.get_text_config().vocab_size
+    tokens = torch.linspace(0, vocabulary - 1, _TOKENS, device=model.device).long()
+    _calls = []
+    try:
+        model(
+            input_ids=tokens.repeat(len(positions))[:, None],
+            position_ids=torch.tensor(positions, device=model.device).repeat_interleave(_TOKENS)[:, None],
+            use_cache=False,
+        )
+        return _calls
+    finally:
+        _calls = None
+
+
+class _Rotaries:
+    """Matches captured keys with the model's inverse frequencies. Layers that rotate alike share one `Rotary`."""
+
+    def __init__(self, model: PreTrainedModel, candidates: dict[str, Tensor]) -> None:
+        self._model = model
+        self._candidates = candidates
+        self._names = {module: name for name, module in model.named_modules()}
+        self._known: dict[tuple[str, bool, int], Rotary] = {}
+
+    def name(self, module: nn.Module) -> str:
+        name: str = self._names[module]
+        return name
+
+    def measure(self, call: _Call, positions: tuple[int, ...]) -> Rotary | None:
+        query, key = _by_position(call.query, positions), _by_position(call.key, positions)
+        tolerance = _TOLERANCE[call.key.dtype]
+        if max(_unrotated_error(query), _unrotated_error(key)) < tolerance:
+            return None
+        best = float("inf")
+        for source, frequencies in self._candidates.items():
+            dim = 2 * frequencies.shape[0]
+            if dim > key.shape[-1]:
+                continue
+            for interleaved in (False, True):
+                for offset in {0, key.shape[-1] - dim}:
+                    rotary = self._known.get((source, interleaved, offset))
+                    rotary = rotary or Rotary(frequencies.float().clone(), interleaved, offset)
+                    error = max(_rotation_error(query, positions, rotary), _rotation_error(key, positions, rotary))
+                    if error < tolerance:
+                        return self._known.setdefault((source, interleaved, offset), rotary)
+                    best = min(best, error)
+        raise UnsupportedModelError(
+            f"{self.name(call.module)} of {type(self._model).__name__} does not rotate its keys by any inverse "
+            f"frequencies found in the model ({', '.join(self._candidates) or 'none'}): R(c) k_p = k_(p+c) is off by "
+            f"at least {best:.2g} of a key's size, where {tolerance:.2g} is allowed in {call.key.dtype}"
+        )
+
+    def confirm(self, call: _Call, rotary: Rotary | None, positions: tuple[int, ...]) -> None:
+        """Checks a measured rotation far out, where frequencies that depend on the length would have changed."""
+        query, key = _by_position(call.query, positions), _by_position(call.key, positions)
+        if rotary is None:
+            error = max(_unrotated_error(query), _unrotated_error(key))
+        else:
+            error = max(_rotation_error(query, positions, rotary), _rotation_error(key, positions, rotary))
+        if error >= _TOLERANCE[call.key.dtype]:
+            parameters = getattr(self._model.config.get_text_config(), "rope_parameters", None)
+            raise UnsupportedModelError(
+                f"{self.name(call.module)} of {type(self._model).__name__} rotates differently past position "
+                f"{positions[1]} than before (off by {error:.2g} of a key's size): cached keys cannot be re-rotated "
+                f"when frequencies or scales change with the length (rope_parameters: {parameters})"
+            )
+
+
+def _by_position(x: Tensor, positions: tuple[int, ...]) -> Tensor:
+    """(positions * tokens, heads, 1, dim) as float64 (heads * tokens, positions, dim)."""
+    return x[:, :, 0].double().view(len(positions), _TOKENS, *x.shape[1::2]).permute(2, 1, 0, 3).flatten(0, 1)
+
+
+def _unrotated_error(x: Tensor) -> float:
+    return float((x - x[:, :1]).norm() / x.norm().clamp(min=1e-30))
+
+
+def _rotation_error(x: Tensor, positions: tuple[int, ...], rotary: Rotary) -> float:
+    """Largest error of `R(p) x_0 = x_p` over pairs of dimensions, relative to the pair's size."""
+    angles = rotary.phases(torch.tensor(positions, device=x.device))
+    error = rotary.rotate(x[:, :1].expand_as(x), angles.cos(), angles.sin()) - x
+    size = x.square().mean(dim=(0, 1)).sqrt()
+    floor = 1e-3 * size.max()
+    return float((error.square().mean(dim=(0, 1)).sqrt() / size.clamp(min=floor)).max())
+
+
+def _inverse_frequencies(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The model's inverse frequencies by name, without the copies that dynamic kinds keep of their originals."""
+    return {
+        name: buffer
+        for name, buffer in model.named_buffers()
+        if name.endswith("inv_freq") and "original" not in name and buffer.ndim == 1
+    }
+
+
+@contextmanager
+def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
+    """Runs the model on the probing functions in eval mode; training flags and rotary state come back afterwards."""
+    training = {module: module.training for module in model.modules()}
+    rotary_state = [
+        (module, dict(module.__dict__), {name: buffer.clone() for name, buffer in module.named_buffers(recurse=False)})
+        for module in model.modules()
+        if any(name.endswith("inv_freq") for name, _ in module.named_buffers(recurse=False))
+    ]
+    with using_attention(model, PROBE_NAME):
+        model.train(False)
+        try:
+            yield
+        finally:
+            for module, flag in training.items():
+                module.training = flag
+            for module, attributes, buffers in rotary_state:
+                changed = dict(module.named_buffers(recurse=False))
+                module.__dict__.clear()
+                module.__dict__.update(attributes)
+                for name, buffer in buffers.items():
+                    if not torch.equal(changed[name], buffer):
+                        module._buffers[name] = buffer
+
+
+@contextmanager
+def using_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """The model with another attention implementation, and then with its own again."""
+    previous = set_attention(model, name)
+    try:
+        yield
+    finally:
+        set_attention(model, previous)
+
+
+def set_attention(model: PreTrainedModel, name: str) -> str:
+    """Sets the attention implementation of the model's text part; returns the one it had."""
+    text = model.config.get_text_config(decoder=True)
+    previous: str = text._attn_implementation
+    keys = [key for key in model.config.sub_configs if getattr(model.config, key, None) is text]
+    model.set_attn_implementation({keys[0]: name} if keys else name)
+    return previous
