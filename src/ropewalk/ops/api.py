@@ -63,11 +63,13 @@ def attention(
         (batch, heads, queries, value_dim), in the query's dtype.
 
     Raises:
-        ValueError: shapes, layout or `impl` do not fit.
+        ValueError: shapes, layout or rotary embedding do not fit, or `impl` does not take this call.
     """
     layout = layout or Layout(query.shape[2], key.shape[2])
-    _check(query, key, value, layout, impl)
+    _check(query, key, value, rotary, layout, impl)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if impl == "flash" and (reason := _flash_lacks(query, key, value, softcap)):
+        raise ValueError(f"attention: impl='flash' does not take {reason}; impl='blocks' does")
     chosen = choose_impl(query, key, value, softcap) if impl == "auto" else impl
 
     def attend(span: Span) -> Tensor:
@@ -96,20 +98,25 @@ def attention(
 
 def choose_impl(query: Tensor, key: Tensor, value: Tensor, softcap: float | None = None) -> Literal["flash", "blocks"]:
     """The implementation that "auto" means for these tensors; the reason for the slower one is logged once."""
-    reason = windowed.unsupported(query, key, value)
-    if softcap is not None:
-        reason = "softcap"
-    elif torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
-        reason = "gradients (call the model under torch.inference_mode() for the fast one)"
+    reason = _flash_lacks(query, key, value, softcap)
     if reason is None:
         return "flash"
     _log_fallback(reason)
     return "blocks"
 
 
+def _flash_lacks(query: Tensor, key: Tensor, value: Tensor, softcap: float | None) -> str | None:
+    """What this call needs that impl="flash" does not have; None if it has all."""
+    if softcap is not None:
+        return "softcap"
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        return "gradients (torch.inference_mode() turns them off)"
+    return windowed.unsupported(query, key, value)
+
+
 @cache
 def _log_fallback(reason: str) -> None:
-    logger.info("attention runs on impl='blocks', slower than 'flash', which does not support %s", reason)
+    logger.info("attention runs on impl='blocks', slower than 'flash', which does not take %s", reason)
 
 
 def _take(x: Tensor, rows: slice, slots: Slots) -> Tensor:
@@ -120,7 +127,7 @@ def _is_everything(span: Span, query: Tensor) -> bool:
     return span.rows == slice(0, query.shape[0]) and span.queries == slice(0, query.shape[2])
 
 
-def _check(query: Tensor, key: Tensor, value: Tensor, layout: Layout, impl: str) -> None:
+def _check(query: Tensor, key: Tensor, value: Tensor, rotary: Rotary | None, layout: Layout, impl: str) -> None:
     def require(condition: bool, message: str) -> None:
         if not condition:
             raise ValueError(f"attention: {message}")
@@ -144,6 +151,10 @@ def _check(query: Tensor, key: Tensor, value: Tensor, layout: Layout, impl: str)
     require(
         0 <= layout.first_query <= key.shape[2] - query.shape[2],
         f"query_start {layout.first_query} leaves no room for {query.shape[2]} queries among {key.shape[2]} keys",
+    )
+    require(
+        rotary is None or rotary.offset + rotary.dim <= query.shape[-1],
+        f"a rotary embedding of {0 if rotary is None else rotary.dim} dimensions does not fit: {shapes}",
     )
     mask = layout.key_mask
     require(

@@ -69,9 +69,10 @@ class Rotary:
     def rotate(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         """x (..., tokens, head_dim) turned by tables of shape (tokens, pairs): in float32, rounded once to x.dtype."""
         rotated = x.clone() if x.shape[-1] > self.dim else torch.empty_like(x)
-        (first, second), (first_out, second_out) = self._halves(x), self._halves(rotated)
-        first_out.copy_(first * cosine - second * sine)
-        second_out.copy_(second * cosine + first * sine)
+        first, second = self._halves(x)
+        # A view taken anew for each assignment is what lets gradients through.
+        self._halves(rotated)[0].copy_(first * cosine - second * sine)
+        self._halves(rotated)[1].copy_(second * cosine + first * sine)
         return rotated
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:

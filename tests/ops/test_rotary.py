@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import random_rotary
+
+from ropewalk.maps.positions import Grouped
+from ropewalk.ops import Rotary
+from ropewalk.ops.rotary import moved
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("offset", [0, 4])
+def test_rotate_turns_pairs(interleaved, offset):
+    rotary = random_rotary(8, interleaved=interleaved, offset=offset)
+    x = torch.randn(2, 5, 12)
+    angles = torch.rand(5, 4)
+    y = rotary.rotate(x, angles.cos(), angles.sin())
+    for pair in range(4):
+        first, second = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + 4)
+        before = torch.complex(x[..., offset + first], x[..., offset + second])
+        after = torch.complex(y[..., offset + first], y[..., offset + second])
+        torch.testing.assert_close(after, before * torch.exp(1j * angles[:, pair]))
+    untouched = [i for i in range(12) if not offset <= i < offset + 8]
+    assert torch.equal(y[..., untouched], x[..., untouched])
+
+
+def test_tables_grow_without_changing():
+    rotary, function = random_rotary(8), Grouped(3, 5)
+    tokens = torch.arange(5000)
+    angles = rotary.phases(function(tokens)) - rotary.phases(tokens)
+    expected = torch.stack((angles.cos(), angles.sin())).float()
+    for begin, end in ((0, 10), (3, 700), (699, 700), (100, 5000), (0, 5000)):
+        assert torch.equal(rotary.shift(function, begin, end, torch.device("cpu")), expected[:, begin:end])
+
+
+def test_few_tables_are_kept():
+    rotary = random_rotary(8)
+    for size in range(1, 60):
+        rotary.shift(Grouped(size), 0, 10, torch.device("cpu"))
+    assert len(rotary._tables) <= 8
+
+
+def test_far_positions_are_where_the_model_rotates():
+    """Past 2^17 a float32 phase is off by hundredths of a turn; the model's own rounding is reproduced, not mended."""
+    rotary = Rotary(1e4 ** -(torch.arange(0, 64, 2) / 64))
+    tokens = torch.arange(1 << 18, (1 << 18) + 16)
+    function = Grouped(16, 960)
+    x = torch.randn(1, 1, 16, 64, dtype=torch.float64)
+
+    def at(positions: torch.Tensor) -> torch.Tensor:
+        angles = (positions.float()[:, None] * rotary.inverse_frequencies).double()
+        return rotary.rotate(x, angles.cos(), angles.sin())
+
+    output = moved(at(tokens), function, 1 << 18, rotary)
+    torch.testing.assert_close(output, at(function(tokens)), rtol=0, atol=1e-6)
