@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 from ropewalk.maps import Band, PositionMap
 from ropewalk.ops.rotary import Rotary, moved
 from ropewalk.ops.windowed import causal, merge
+
+_KEYS_PER_PIECE = 2048
 
 
 def attend(
@@ -46,6 +51,8 @@ def _attend_bands(
 ) -> Tensor:
     """One pass a band. The nearest band holds every query's own key, so the first pass covers every query."""
     past = key.shape[2] - query.shape[2]
+    if query.shape[2] == 1 and query.device.type == "cpu":
+        bands = tuple(piece for band in bands for piece in _pieces(band, key.shape[2]))
     output = lse = None
     for band in bands:
         # A band is a causal problem between the queries from `first` on and the keys up to `first` before the last.
@@ -74,3 +81,12 @@ def _attend_bands(
     if sinks is not None:
         output = output * torch.sigmoid(lse - sinks.to(lse.dtype)[:, None])[..., None]
     return output.to(query.dtype)
+
+
+def _pieces(band: Band, keys: int) -> list[Band]:
+    """The band of a single query, cut into pieces whose re-rotated keys fit a processor's cache."""
+    if band.is_true:
+        return [band]
+    stop = keys if band.stop is None else min(band.stop, keys)
+    edges = [*range(band.first, stop, _KEYS_PER_PIECE), stop]
+    return [replace(band, first=first, stop=last) for first, last in pairwise(edges)]

@@ -12,6 +12,8 @@ from ropewalk.maps.positions import TRUE_POSITIONS, PositionFunction
 
 # Position functions whose tables are kept; SelfExtend needs two, maps with a band a group size need many more.
 _TABLES_KEPT = 8
+# Tokens rotated at a time: the float32 products of more would no longer fit a cache.
+_TOKENS_ROTATED = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +71,13 @@ class Rotary:
     def rotate(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         """x (..., tokens, head_dim) turned by tables of shape (tokens, pairs): in float32, rounded once to x.dtype."""
         rotated = x.clone() if x.shape[-1] > self.dim else torch.empty_like(x)
-        first, second = self._halves(x)
-        # A view taken anew for each assignment is what lets gradients through.
-        self._halves(rotated)[0].copy_(first * cosine - second * sine)
-        self._halves(rotated)[1].copy_(second * cosine + first * sine)
+        for begin in range(0, x.shape[-2], _TOKENS_ROTATED):
+            tokens = slice(begin, begin + _TOKENS_ROTATED)
+            first, second = self._halves(x[..., tokens, :])
+            c, s = cosine[tokens], sine[tokens]
+            # A view taken anew for each assignment is what lets gradients through.
+            self._halves(rotated[..., tokens, :])[0].copy_(first * c - second * s)
+            self._halves(rotated[..., tokens, :])[1].copy_(second * c + first * s)
         return rotated
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
