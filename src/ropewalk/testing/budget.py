@@ -2,7 +2,8 @@
 
 The truth is the specification computed in float64 on the inputs as they are (already rounded to their dtype). The
 yardstick is a plain computation that stays in the input's dtype, as a user would write it. An implementation may err
-twice as much, plus the rounding of the result itself.
+twice as much, plus the rounding of the result itself and of float32 scores: a score s is known to `eps * |s|`, and an
+error d in a score moves the result by up to `d * |value|`.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def within_budget(
     exact = truth(query, key, value, position_map, rotary)
     allowed = (same_dtype(query, key, value, position_map, rotary).double() - exact).abs()
     error = (output.double() - exact).abs()
+    largest_score = query.double().norm(dim=-1).max() * key.double().norm(dim=-1).max() * query.shape[-1] ** -0.5
     rounding = torch.finfo(query.dtype).eps * exact.abs().max()
+    rounding += torch.finfo(torch.float32).eps * largest_score * value.abs().max().double()
     for name, measured, yardstick in (
         ("largest", error.max(), allowed.max()),
         ("mean", error.mean(), allowed.mean()),
