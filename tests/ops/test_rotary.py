@@ -54,3 +54,13 @@ def test_far_positions_are_where_the_model_rotates():
 
     output = moved(at(tokens), function, 1 << 18, rotary)
     torch.testing.assert_close(output, at(function(tokens)), rtol=0, atol=1e-6)
+
+
+def test_tables_made_in_inference_mode_serve_gradients():
+    rotary, function = random_rotary(8), Grouped(3, 5)
+    x = torch.randn(1, 1, 6, 8)
+    with torch.inference_mode():
+        moved(x, function, 0, rotary)
+    leaf = x.clone().requires_grad_()
+    moved(leaf, function, 0, rotary).sum().backward()
+    assert leaf.grad is not None

@@ -56,11 +56,13 @@ class Rotary:
         cached = self._tables.get((function, device))
         have = 0 if cached is None else cached.shape[1]
         if end > have:
-            # A decoding text grows by one token a step: room for more is made at once.
-            tokens = torch.arange(have, end + max(256, end // 8), device=device)
-            angles = self.phases(function(tokens)) - self.phases(tokens)
-            grown = torch.stack((angles.cos(), angles.sin())).float()
-            cached = grown if cached is None else torch.cat((cached, grown), dim=1)
+            # A decoding text grows by one token a step: room for more is made at once. Tables made in inference mode
+            # could not take part in a later backward pass.
+            with torch.inference_mode(False), torch.no_grad():
+                tokens = torch.arange(have, end + max(256, end // 8), device=device)
+                angles = self.phases(function(tokens)) - self.phases(tokens)
+                grown = torch.stack((angles.cos(), angles.sin())).float()
+                cached = grown if cached is None else torch.cat((cached, grown), dim=1)
             self._tables[function, device] = cached
             while len(self._tables) > _TABLES_KEPT:
                 self._tables.popitem(last=False)

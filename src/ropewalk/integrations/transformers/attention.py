@@ -6,20 +6,25 @@ positions and the key as the cache holds it. The mask function gives it a `Layou
 
 from __future__ import annotations
 
+import itertools
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 
-from ropewalk.maps import LengthError, PositionMap
-from ropewalk.ops.api import attention
-from ropewalk.ops.compiled import Settings, compiled_attention, register, release
-from ropewalk.ops.layout import Layout, Slots
+from ropewalk.integrations.transformers import probe
+from ropewalk.maps import LengthError, PositionMap, SelfExtend
+from ropewalk.maps.query_scaling import QueryScaling
+from ropewalk.ops.api import Implementation, attention
+from ropewalk.ops.layout import Layout, Slots, Span
+from ropewalk.ops.rotary import Rotary
 
 # Names with "flash", "sdpa" or a slash would set off transformers' own loaders and checks.
 NAME = "ropewalk"
@@ -55,34 +60,98 @@ class Limits:
                 f"a text of {length} tokens uses relative positions past half the trained window of "
                 f"{self.trained_window}, which are less well trained: {self.position_map} is recommended up to "
                 f"{self.recommended_length} tokens (eq. 5). {self._suggestion(length)}",
-                stacklevel=2,
+                stacklevel=_frames_of_libraries() + 1,
             )
 
     def _suggestion(self, length: int) -> str:
-        from ropewalk.maps import SelfExtend
-
         for kind in (type(self.position_map), SelfExtend):
             try:
                 return f"{kind.for_length(length, self.trained_window)} would do."
             except LengthError:
                 continue
-        return "No map of this kind reaches it."
+        return "None keeps it inside half the trained window (eq. 5)."
+
+
+def _frames_of_libraries() -> int:
+    """Frames between the caller's and the first that is not a library's: where a warning should point."""
+    count, frame = 0, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in (
+        "ropewalk",
+        "transformers",
+        "torch",
+    ):
+        count, frame = count + 1, frame.f_back
+    return count
 
 
 @dataclass(frozen=True, eq=False)
 class LayerPlan:
-    """How one attention module computes while its model is extended."""
+    """How one attention module computes while its model is extended. A copy is a plan of its own.
 
-    settings: Settings
-    limits: Limits | None  # None for a layer that is left alone
-    handle: int
+    Args:
+        limits: lengths to check; None for a layer that is left alone.
+    """
 
-    @classmethod
-    def make(cls, settings: Settings, limits: Limits | None) -> LayerPlan:
-        return cls(settings, limits, register(settings))
+    position_map: PositionMap
+    rotary: Rotary | None
+    query_scaling: QueryScaling | None
+    impl: Implementation
+    limits: Limits | None
+    # Stands for the plan in a compiled graph, whose operators take no objects.
+    handle: int = field(init=False)
 
-    def release(self) -> None:
-        release(self.handle)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "handle", next(_handles))
+        _plans[self.handle] = self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LayerPlan, (self.position_map, self.rotary, self.query_scaling, self.impl, self.limits)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layout: Layout,
+        position_ids: Tensor | None,
+        sinks: Tensor | None,
+        scale: float | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """`ropewalk.ops.attention` of one call, after a check of what the call asks for."""
+        if self.limits is not None:
+            spans = layout.spans(query.shape[0])
+            self.limits.check(max((_count(span.keys) for span in spans), default=0))
+            if position_ids is not None and not layout.positions_checked:
+                layout.positions_checked = True
+                _check_positions(spans, position_ids.expand(query.shape[0], -1))
+        return attention(
+            query,
+            key,
+            value,
+            self.position_map,
+            self.rotary,
+            layout=layout,
+            scale=scale,
+            softcap=softcap,
+            sinks=sinks,
+            query_scaling=self.query_scaling,
+            impl=self.impl,
+        )
+
+
+_handles = itertools.count(1)
+_plans: WeakValueDictionary[int, LayerPlan] = WeakValueDictionary()
+
+
+class LayoutMask(Layout):
+    """A layout where transformers expects a mask: for static caches, `generate` makes it ahead of the forward pass."""
+
+    ndim = 4  # as masks that are prepared have
+
+    def contiguous(self) -> LayoutMask:
+        """Itself."""
+        return self
 
 
 def register_functions() -> None:
@@ -98,26 +167,28 @@ def layout_mask(
     q_offset: int | Tensor = 0,
     kv_offset: int = 0,
     mask_function: Callable[..., Any] | None = None,
-    attention_mask: Tensor | None = None,
-    use_vmap: bool = False,
+    attention_mask: Tensor | LayoutMask | None = None,
     **kwargs: Any,
-) -> Layout:
+) -> LayoutMask:
     """Mask function in transformers' sense; see `transformers.masking_utils.sdpa_mask` for the arguments."""
-    if use_vmap:
-        raise ValueError(
-            "an extended model attends causally: masks that add to the causal one (image tokens seen both ways, "
-            "prefix language models) are not supported"
-        )
-    query_start: int | Tensor | None = None
+    if isinstance(attention_mask, LayoutMask):
+        return attention_mask
+    probe.check_mask(mask_function, kwargs)
+    query_start: Tensor | None = None
     if isinstance(q_offset, Tensor):
         # A static cache's own counter, which moves on before the attention is computed.
         query_start = q_offset.clone() - kv_offset
-        if not torch.compiler.is_compiling():
-            query_start = int(query_start)
-    elif q_offset - kv_offset + q_length != kv_length:
-        query_start = q_offset - kv_offset
+    else:
+        if q_offset - kv_offset + q_length != kv_length:
+            # A tensor too, or a compiled graph would hold for this one step.
+            query_start = torch.tensor(q_offset - kv_offset)
+        if attention_mask is not None and attention_mask.shape[1] < q_offset + q_length:
+            raise ValueError(
+                f"attention_mask has {attention_mask.shape[1]} columns, and there are {q_offset + q_length} tokens, "
+                "those in the cache included: every one needs a column"
+            )
     key_mask = None if attention_mask is None else attention_mask[:, kv_offset : kv_offset + kv_length]
-    return Layout(q_length, kv_length, query_start, key_mask)
+    return LayoutMask(q_length, kv_length, query_start, key_mask)
 
 
 def attention_forward(
@@ -132,6 +203,7 @@ def attention_forward(
     s_aux: Tensor | None = None,
     position_ids: Tensor | None = None,
     cache: Cache | None = None,
+    output_attentions: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention function in transformers' sense: query (batch, heads, queries, head_dim), returns (batch, queries,
@@ -143,69 +215,65 @@ def attention_forward(
         raise ValueError(f"attention dropout of {dropout} is not supported on an extended model: call model.eval()")
     if cache is not None:
         raise ValueError("paged caches (continuous batching) are not supported on an extended model")
+    if output_attentions:
+        raise ValueError("output_attentions=True is not supported on an extended model, which never holds the weights")
     if isinstance(attention_mask, Tensor):
         raise ValueError(
             f"an extended model takes a 2-D attention mask (batch, tokens), got shape {tuple(attention_mask.shape)}"
         )
+    layout = attention_mask or Layout(query.shape[2], key.shape[2])
     if torch.compiler.is_compiling():
-        output = _compiled(plan, query, key, value, attention_mask, s_aux, scaling, softcap)
-    else:
-        layout = attention_mask or Layout(query.shape[2], key.shape[2])
-        if plan.limits is not None:
-            spans = layout.spans(query.shape[0])
-            plan.limits.check(max((_count(span.keys) for span in spans), default=0))
-            if position_ids is not None and query.shape[2] > 1:
-                _check_positions(layout, position_ids.expand(query.shape[0], -1))
-        settings = plan.settings
-        output = attention(
-            query,
-            key,
-            value,
-            settings.position_map,
-            settings.rotary,
-            layout=layout,
-            scale=scaling,
-            softcap=softcap,
-            sinks=s_aux,
-            query_scaling=settings.query_scaling,
-            impl=settings.impl,
+        query_start = layout.query_start
+        if query_start is not None:
+            query_start = torch.as_tensor(query_start, device=query.device)
+        output: Tensor = _extended_attention(
+            query, key, value, query_start, layout.key_mask, position_ids, s_aux, scaling, softcap, plan.handle
         )
+    else:
+        output = plan.attend(query, key, value, layout, position_ids, s_aux, scaling, softcap)
     return output.transpose(1, 2).contiguous(), None
 
 
-def _compiled(
-    plan: LayerPlan,
+# One opaque operator, so that torch.compile traces around it instead of into it. The layout is read on the host, which
+# a captured CUDA graph could not do.
+@torch.library.custom_op("ropewalk::extended_attention", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+def _extended_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    layout: Layout | None,
+    query_start: Tensor | None,
+    key_mask: Tensor | None,
+    position_ids: Tensor | None,
     sinks: Tensor | None,
-    scaling: float | None,
+    scale: float | None,
     softcap: float | None,
+    handle: int,
 ) -> Tensor:
-    # The length in use may be on the device only; the length that was allocated is known.
-    if plan.limits is not None and key.shape[2] > plan.limits.max_length:
-        plan.limits.check(key.shape[2])
-    query_start = None
-    if layout is not None and layout.query_start is not None:
-        query_start = torch.as_tensor(layout.query_start, device=query.device)
-    key_mask = None if layout is None else layout.key_mask
-    output: Tensor = compiled_attention(query, key, value, query_start, key_mask, sinks, scaling, softcap, plan.handle)
-    return output
+    layout = Layout(query.shape[2], key.shape[2], query_start, key_mask)
+    return _plans[handle].attend(query, key, value, layout, position_ids, sinks, scale, softcap).contiguous()
+
+
+@_extended_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *arguments: Any) -> Tensor:
+    return query.new_empty((*query.shape[:3], value.shape[-1]))
 
 
 def _count(slots: Slots) -> int:
     return slots.stop - slots.start if isinstance(slots, slice) else len(slots)
 
 
-def _check_positions(layout: Layout, position_ids: Tensor) -> None:
-    """Each row's positions must count its tokens one by one, from wherever: checked once a forward pass."""
-    if layout.positions_checked:
-        return
-    layout.positions_checked = True
-    for span in layout.spans(position_ids.shape[0]):
+def _check_positions(spans: tuple[Span, ...], position_ids: Tensor) -> None:
+    """Each row's positions must count its tokens one by one, from wherever."""
+    for span in spans:
+        # Slots without a token lie between the keys: positions that follow the slots would count them.
+        has_gaps = isinstance(span.keys, Tensor)
+        if _count(span.queries) == 1 and not has_gaps:
+            continue
         positions = position_ids[span.rows][:, span.queries]
-        if not bool((positions.diff(dim=1) == 1).all()):
+        fits = bool((positions.diff(dim=1) == 1).all())
+        if has_gaps:
+            fits &= bool((positions[:, 0] == _count(span.keys) - _count(span.queries)).all())
+        if not fits:
             raise ValueError(
                 "position_ids must count the tokens of each row one by one on an extended model (packed sequences and "
                 f"attention masks whose gaps are counted are not supported), got {positions.tolist()[0][:16]} ..."

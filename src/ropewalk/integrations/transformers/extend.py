@@ -6,7 +6,6 @@ import logging
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -18,11 +17,13 @@ from ropewalk.maps import Identity, PositionMap, SelfExtend
 from ropewalk.maps.query_scaling import QueryScaling, QueryScalingKind
 from ropewalk.maps.sliding_window import SlidingWindow
 from ropewalk.ops.api import Implementation
-from ropewalk.ops.compiled import Settings
 
 logger = logging.getLogger("ropewalk")
 
 SlidingWindowChoice = Literal["keep", "disable"]
+
+# The attribute of an extended model that holds its Extension; gone after restore.
+EXTENSION = "ropewalk_extension"
 
 # Stands for "no window" in configurations whose cache and mask code wants a number.
 _NO_WINDOW = 1 << 40
@@ -51,7 +52,7 @@ class Extension:
         impl: implementation asked for; "auto" chooses for each call.
     """
 
-    model: PreTrainedModel
+    model: PreTrainedModel = field(repr=False)
     position_map: PositionMap
     trained_window: int
     max_length: int | float
@@ -61,13 +62,13 @@ class Extension:
     impl: Implementation
     query_scaling: QueryScaling | None = None
     _undo: list[tuple[Any, str, Any]] = field(default_factory=list, repr=False)
-    _plans: list[tuple[nn.Module, LayerPlan]] = field(default_factory=list, repr=False)
+    _modules: list[nn.Module] = field(default_factory=list, repr=False)
     _previous_attention: str = field(default="", repr=False)
 
     @property
     def active(self) -> bool:
         """Whether the model still computes under this extension."""
-        return _extensions.get(self.model) is self
+        return _extension(self.model) is self
 
     def restore(self) -> None:
         """Makes the model exactly what it was. Does nothing the second time."""
@@ -76,10 +77,9 @@ class Extension:
         probe.set_attention(self.model, self._previous_attention)
         for owner, attribute, value in reversed(self._undo):
             setattr(owner, attribute, value)
-        for module, plan in self._plans:
+        for module in self._modules:
             delattr(module, PLAN)
-            plan.release()
-        del _extensions[self.model]
+        delattr(self.model, EXTENSION)
 
     def __enter__(self) -> Self:
         return self
@@ -109,7 +109,9 @@ class Extension:
         return "\n".join(lines)
 
 
-_extensions: WeakKeyDictionary[PreTrainedModel, Extension] = WeakKeyDictionary()
+def _extension(model: PreTrainedModel) -> Extension | None:
+    # On the model itself, so that a copy of an extended model has an extension of its own.
+    return getattr(model, EXTENSION, None)
 
 
 def extend(
@@ -130,8 +132,10 @@ def extend(
         position_map: a map, or a kind of map with its parameters chosen for `target_length`; by default SelfExtend.
         target_length: tokens that the model should read, its answer included.
         trained_window: tokens that the model was trained on; by default its `max_position_embeddings`.
-        sliding_window: "keep" leaves sliding-window layers as they are; "disable" turns their window off and extends
-            them, as the paper does for Mistral.
+        sliding_window: "keep" leaves sliding-window layers as they are, their windows counted in tokens even where
+            padding lies between them; "disable" turns their window off and extends
+            them, as the paper does for Mistral. The configuration then says so too, until the model is restored:
+            restore a model before saving it.
         query_scaling: "log-n" or "yarn" scale the queries past the trained window; by default none.
         impl: implementation of the attention, see `ropewalk.ops.attention`.
         enforce_limit: whether a text past eq. 4 is an error.
@@ -146,8 +150,8 @@ def extend(
     """
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"extend takes a transformers PreTrainedModel, got {type(model).__name__}")
-    if model in _extensions:
-        raise ValueError(f"the model is already extended; call ropewalk.restore(model) first\n{_extensions[model]}")
+    if (present := _extension(model)) is not None:
+        raise ValueError(f"the model is already extended; call ropewalk.restore(model) first\n{present}")
     if sliding_window not in get_args(SlidingWindowChoice):
         raise ValueError(f"sliding_window must be 'keep' or 'disable', got {sliding_window!r}")
     if impl not in get_args(Implementation):
@@ -166,8 +170,9 @@ def extend(
 
     if sliding_window == "keep" and all(layer.sliding_window is not None for layer in probed):
         raise probe.UnsupportedModelError(
-            f"every layer of {type(model).__name__} has a sliding window ({probed[0].sliding_window} tokens), so there is "
-            "nothing to extend; sliding_window='disable' turns the windows off, as the SelfExtend paper does for Mistral"
+            f"every layer of {type(model).__name__} has a sliding window ({probed[0].sliding_window} tokens), so there "
+            "is nothing to extend; sliding_window='disable' turns the windows off, as the SelfExtend paper does for "
+            "Mistral"
         )
 
     extension = Extension(
@@ -183,20 +188,21 @@ def extend(
     )
     layers = []
     for layer in probed:
-        settings, reason = _settings(layer, chosen, sliding_window, scaling, impl)
-        extended = reason == ""
-        plan = LayerPlan.make(settings, limits if extended else None)
+        reason = _left_alone(layer, sliding_window)
+        if not reason:
+            plan = LayerPlan(chosen, layer.rotary, scaling, impl, limits)
+        else:
+            own = Identity() if layer.sliding_window is None else SlidingWindow(layer.sliding_window)
+            plan = LayerPlan(own, layer.rotary, None, impl, None)
         setattr(layer.module, PLAN, plan)
-        extension._plans.append((layer.module, plan))
-        layers.append(Layer(layer.name, extended, reason))
+        extension._modules.append(layer.module)
+        layers.append(Layer(layer.name, not reason, reason))
         if sliding_window == "disable" and layer.sliding_window is not None:
             _disable_window(getattr(layer.module, "config", model.config.get_text_config()), extension)
     extension.layers = tuple(layers)
-    extension.rotary = tuple(
-        _describe(rotary, layer.module) for rotary, layer in {layer.rotary: layer for layer in probed}.items()
-    )
+    extension.rotary = tuple(_describe(layer) for layer in {layer.rotary: layer for layer in probed}.values())
     extension._previous_attention = probe.set_attention(model, NAME)
-    _extensions[model] = extension
+    setattr(model, EXTENSION, extension)
     logger.info("%s", extension)
     return extension
 
@@ -207,9 +213,10 @@ def restore(model: PreTrainedModel) -> None:
     Raises:
         ValueError: the model is not extended.
     """
-    if model not in _extensions:
+    extension = _extension(model)
+    if extension is None:
         raise ValueError(f"this {type(model).__name__} is not extended")
-    _extensions[model].restore()
+    extension.restore()
 
 
 def _trained_window(model: PreTrainedModel) -> int:
@@ -231,20 +238,11 @@ def _choose_map(
     return (position_map or SelfExtend).for_length(target_length, trained_window)
 
 
-def _settings(
-    layer: probe.ProbedLayer,
-    position_map: PositionMap,
-    sliding_window: SlidingWindowChoice,
-    scaling: QueryScaling | None,
-    impl: Implementation,
-) -> tuple[Settings, str]:
-    """How a layer computes, and why it is left alone; no reason if it is extended."""
+def _left_alone(layer: probe.ProbedLayer, sliding_window: SlidingWindowChoice) -> str:
+    """Why a layer is left alone; empty if it is extended."""
     if layer.sliding_window is not None and sliding_window == "keep":
-        kept = Settings(SlidingWindow(layer.sliding_window), layer.rotary, None, impl)
-        return kept, f"sliding window of {layer.sliding_window} tokens"
-    if layer.rotary is None:
-        return Settings(Identity(), None, None, impl), "no rotary embedding"
-    return Settings(position_map, layer.rotary, scaling, impl), ""
+        return f"sliding window of {layer.sliding_window} tokens"
+    return "no rotary embedding" if layer.rotary is None else ""
 
 
 def _disable_window(config: Any, extension: Extension) -> None:
@@ -254,12 +252,12 @@ def _disable_window(config: Any, extension: Extension) -> None:
         config.sliding_window = _NO_WINDOW
 
 
-def _describe(rotary: Any, module: nn.Module) -> str:
+def _describe(layer: probe.ProbedLayer) -> str:
+    rotary = layer.rotary
     if rotary is None:
         return "none"
     kind = "interleaved" if rotary.interleaved else "half-split"
-    head_dim = getattr(module, "head_dim", None)
-    partial = f"{rotary.dim} of {head_dim}" if head_dim not in (None, rotary.dim) else f"{rotary.dim}"
+    partial = f"{rotary.dim} of {layer.head_dim}" if layer.head_dim != rotary.dim else f"{rotary.dim}"
     frequencies = rotary.inverse_frequencies
     slowest = 2 * torch.pi / frequencies.min().item()
     return f"{kind}, {partial} dimensions, periods from {2 * torch.pi / frequencies.max().item():.3g} to {slowest:.3g}"

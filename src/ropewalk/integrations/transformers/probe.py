@@ -6,7 +6,7 @@ One token on its own attends to itself alone, so in every layer its key at posit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import causal_mask_function
 
 from ropewalk.ops.rotary import Rotary
 
@@ -36,6 +37,7 @@ class ProbedLayer:
     name: str
     module: nn.Module
     rotary: Rotary | None
+    head_dim: int
     sliding_window: int | None
 
 
@@ -44,7 +46,7 @@ class _Call:
     module: nn.Module
     query: Tensor
     key: Tensor
-    options: dict[str, Any]
+    sliding_window: int | None
 
 
 _calls: list[_Call] | None = None
@@ -75,31 +77,76 @@ def probe(model: PreTrainedModel, trained_window: int) -> list[ProbedLayer]:
             f"no layer of {type(model).__name__} rotates its keys: it has no rotary embedding to extend "
             "(ALiBi and learned position embeddings are not supported)"
         )
-    return [
-        ProbedLayer(rotaries.name(call.module), call.module, rotary, call.options.get("sliding_window"))
-        for call, rotary in zip(short_calls, measured, strict=True)
-    ]
+    layers: dict[nn.Module, ProbedLayer] = {}
+    for call, rotary in zip(short_calls, measured, strict=True):
+        name = rotaries.name(call.module)
+        layer = ProbedLayer(name, call.module, rotary, call.key.shape[-1], call.sliding_window)
+        if layers.setdefault(call.module, layer) != layer:
+            raise UnsupportedModelError(f"{name} of {type(model).__name__} attends in two different ways")
+    return list(layers.values())
 
 
 def check_decoder(model: PreTrainedModel) -> None:
-    """Raises UnsupportedModelError for models whose attention is not causal."""
+    """Raises UnsupportedModelError for models that show without a run that they cannot be extended."""
     if model.config.is_encoder_decoder:
         raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder: only decoders are supported")
+    if not _inverse_frequencies(model):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no rotary embedding that could be extended: none of its buffers holds inverse "
+            "frequencies (ALiBi, learned position embeddings and precomputed rotations are not supported)"
+        )
+
+
+def check_mask(mask_function: Callable[..., Any] | None, options: Mapping[str, Any]) -> None:
+    """Raises UnsupportedModelError if a mask shows a token what comes after it.
+
+    Args:
+        mask_function: what transformers gives a mask interface; None is causal.
+        options: further arguments of the mask interface.
+    """
+    # What `and_masks` makes shows less than causal attention does: windows, which the probe compares with those of the
+    # attention, and packed sequences, which show in the positions.
+    narrower = getattr(mask_function, "__name__", "") == "and_mask"
+    if options.get("use_vmap") or not (narrower or mask_function in (None, causal_mask_function)):
+        raise UnsupportedModelError(
+            "only causal attention can be extended: this mask shows tokens what comes after them (encoders, prefix "
+            "language models, image tokens seen both ways)"
+        )
 
 
 def register_functions() -> None:
     """Makes the probing functions known to transformers."""
     AttentionInterface.register(PROBE_NAME, _capture)
-    AttentionMaskInterface.register(PROBE_NAME, lambda *args, **kwargs: None)
+    AttentionMaskInterface.register(PROBE_NAME, _window_of_mask)
+
+
+def _window_of_mask(*args: Any, mask_function: Callable[..., Any] | None = None, **kwargs: Any) -> int | None:
+    """Takes a mask's place: how many keys it shows."""
+    check_mask(mask_function, kwargs)
+    window: int | None = kwargs.get("local_size")
+    return window
 
 
 def _capture(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: int | None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Keeps what it is given. One token's attention is its own value."""
     if _calls is None:
         raise RuntimeError("the probing attention function was called outside of a probe")
-    _calls.append(_Call(module, query, key, kwargs))
+    if not getattr(module, "is_causal", True):
+        raise UnsupportedModelError(f"{type(module).__name__} is not causal: only causal attention can be extended")
+    if attention_mask != sliding_window:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} sees {attention_mask or 'all'} keys by its mask and {sliding_window or 'all'} by "
+            "its sliding window: attention in chunks and other patterns are not supported"
+        )
+    _calls.append(_Call(module, query, key, sliding_window))
     return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2).contiguous(), None
 
 
@@ -116,6 +163,12 @@ def _run(model: PreTrainedModel, positions: tuple[int, ...]) -> list[_Call]:
             use_cache=False,
         )
         return _calls
+    except (AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, UnsupportedModelError):
+            raise
+        raise UnsupportedModelError(
+            f"{type(model).__name__} could not be probed with single tokens: {error}"
+        ) from error
     finally:
         _calls = None
 
@@ -151,10 +204,11 @@ class _Rotaries:
                     if error < tolerance:
                         return self._known.setdefault((source, interleaved, offset), rotary)
                     best = min(best, error)
+        finding = f"is off by at least {best:.2g} of a key's size, where {tolerance:.2g} is allowed in {call.key.dtype}"
         raise UnsupportedModelError(
             f"{self.name(call.module)} of {type(self._model).__name__} does not rotate its keys by any inverse "
-            f"frequencies found in the model ({', '.join(self._candidates) or 'none'}): R(c) k_p = k_(p+c) is off by "
-            f"at least {best:.2g} of a key's size, where {tolerance:.2g} is allowed in {call.key.dtype}"
+            f"frequencies found in the model ({', '.join(self._candidates)}): R(c) k_p = k_(p+c) "
+            + (finding if best < float("inf") else f"fits none of them, in heads of {call.key.shape[-1]} dimensions")
         )
 
     def confirm(self, call: _Call, rotary: Rotary | None, positions: tuple[int, ...]) -> None:
@@ -205,9 +259,9 @@ def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
     """Runs the model on the probing functions in eval mode; training flags and rotary state come back afterwards."""
     training = {module: module.training for module in model.modules()}
     rotary_state = [
-        (module, dict(module.__dict__), {name: buffer.clone() for name, buffer in module.named_buffers(recurse=False)})
+        (module, dict(module.__dict__), {name: (buffer, buffer.clone()) for name, buffer in _own_buffers(module)})
         for module in model.modules()
-        if any(name.endswith("inv_freq") for name, _ in module.named_buffers(recurse=False))
+        if any(name.endswith("inv_freq") for name, _ in _own_buffers(module))
     ]
     with using_attention(model, PROBE_NAME):
         model.train(False)
@@ -217,12 +271,14 @@ def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
             for module, flag in training.items():
                 module.training = flag
             for module, attributes, buffers in rotary_state:
-                changed = dict(module.named_buffers(recurse=False))
                 module.__dict__.clear()
                 module.__dict__.update(attributes)
-                for name, buffer in buffers.items():
-                    if not torch.equal(changed[name], buffer):
-                        module._buffers[name] = buffer
+                for name, (buffer, content) in buffers.items():
+                    module._buffers[name] = buffer if torch.equal(buffer, content) else buffer.copy_(content)
+
+
+def _own_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return list(module.named_buffers(recurse=False))
 
 
 @contextmanager

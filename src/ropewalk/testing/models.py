@@ -1,0 +1,204 @@
+"""Tiny models with random weights, one of each kind that transformers' integration extends or refuses.
+
+Their attention is sharp on purpose: freshly initialised models attend almost evenly to everything, so their outputs
+would hardly show where a key is thought to be.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+VOCABULARY = 96
+
+# Names differ between architectures; a configuration takes what it knows.
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+_LOCAL_AND_GLOBAL = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """How to make a tiny model.
+
+    Args:
+        config: name of a configuration class of transformers.
+        options: its arguments, beside the sizes that all share.
+        auto: the class of transformers that makes the model.
+        refused: text that must be in the error of `ropewalk.extend`; empty for a model that can be extended.
+        disable_window: whether `extend` needs `sliding_window="disable"` to find a layer to extend.
+    """
+
+    config: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    auto: str = "AutoModelForCausalLM"
+    refused: str = ""
+    disable_window: bool = False
+
+    def build(self, trained_window: int, **changes: Any) -> PreTrainedModel:
+        """The model, with weights that depend on their names and shapes alone. Leaves the random state as it was."""
+        options = {**_SIZES, "max_position_embeddings": trained_window, **self.options, **changes}
+        config = getattr(transformers, self.config)(**options)
+        with torch.random.fork_rng(devices=[]):
+            model: PreTrainedModel = getattr(transformers, self.auto).from_config(config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                _fill(name, parameter)
+        model.train(False)
+        return model
+
+
+TINY_MODELS: dict[str, TinyModel] = {
+    "llama": TinyModel("LlamaConfig"),
+    "llama-yarn": TinyModel(
+        "LlamaConfig",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10_000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+            }
+        },
+    ),
+    "mistral": TinyModel("MistralConfig", {"sliding_window": None}),
+    "mistral-sliding": TinyModel("MistralConfig", {"sliding_window": 24}, disable_window=True),
+    "qwen2": TinyModel("Qwen2Config"),
+    "qwen2-sliding": TinyModel("Qwen2Config", {"use_sliding_window": True, **_LOCAL_AND_GLOBAL}),
+    "qwen3": TinyModel("Qwen3Config", {"head_dim": 16}),
+    "phi": TinyModel("PhiConfig", {"partial_rotary_factor": 0.5}),
+    "phi3": TinyModel("Phi3Config"),
+    "gemma": TinyModel("GemmaConfig", {"head_dim": 16}),
+    "gemma2": TinyModel(
+        "Gemma2Config",
+        {"head_dim": 16, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 5.0, **_LOCAL_AND_GLOBAL},
+    ),
+    "gemma3": TinyModel("Gemma3TextConfig", {"head_dim": 16, "query_pre_attn_scalar": 16, **_LOCAL_AND_GLOBAL}),
+    "gpt-neox": TinyModel("GPTNeoXConfig", {"rotary_pct": 0.25, "head_dim": 16}),
+    "cohere": TinyModel("CohereConfig", {"logit_scale": 1.0}),
+    "glm": TinyModel("GlmConfig", {"head_dim": 16}),
+    "diffllama": TinyModel("DiffLlamaConfig"),  # each module attends twice
+    "smollm3": TinyModel("SmolLM3Config", {"num_hidden_layers": 4}),
+    "gpt-oss": TinyModel(
+        "GptOssConfig",
+        {
+            "head_dim": 16,
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+            **_LOCAL_AND_GLOBAL,
+        },
+    ),
+    "deepseek-v3": TinyModel(
+        "DeepseekV3Config",
+        {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 16,
+            "first_k_dense_replace": 2,
+            "moe_intermediate_size": 16,
+            "n_routed_experts": 2,
+            "num_experts_per_tok": 1,
+            "n_group": 1,
+            "topk_group": 1,
+        },
+    ),
+}
+
+REFUSED_MODELS: dict[str, TinyModel] = {
+    "gpt2": TinyModel("GPT2Config", refused="no rotary embedding"),
+    "opt": TinyModel("OPTConfig", {"word_embed_proj_dim": 64, "ffn_dim": 64}, refused="no rotary embedding"),
+    "bloom": TinyModel("BloomConfig", refused="no rotary embedding"),
+    "falcon": TinyModel("FalconConfig", {"alibi": False}, refused="AttentionInterface"),
+    "falcon-alibi": TinyModel("FalconConfig", {"alibi": True}, refused="AttentionInterface"),
+    "gptj": TinyModel("GPTJConfig", {"rotary_dim": 8}, refused="no rotary embedding"),
+    "llama-dynamic": TinyModel(
+        "LlamaConfig",
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}},
+        refused="change with the length",
+    ),
+    "phi3-longrope": TinyModel(
+        "Phi3Config",
+        {
+            "max_position_embeddings": 256,
+            "original_max_position_embeddings": 64,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10_000.0,
+                "short_factor": [1.0] * 8,
+                "long_factor": [4.0] * 8,
+                "original_max_position_embeddings": 64,
+            },
+        },
+        refused="change with the length",
+    ),
+    "llama4": TinyModel(
+        "Llama4TextConfig",
+        {
+            "head_dim": 16,
+            "attention_chunk_size": 16,
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "intermediate_size_mlp": 64,
+            "layer_types": ["chunked_attention", "full_attention"],
+        },
+        refused="chunk",
+    ),
+    "t5": TinyModel(
+        "T5Config",
+        {"d_model": 64, "d_kv": 16, "d_ff": 64, "decoder_start_token_id": 0},
+        auto="AutoModelForSeq2SeqLM",
+        refused="encoder-decoder",
+    ),
+    "modernbert": TinyModel(
+        "ModernBertConfig",
+        {"local_attention": 16, "cls_token_id": None, "sep_token_id": None},
+        auto="AutoModelForMaskedLM",
+        refused="causal",
+    ),
+    "mamba": TinyModel("MambaConfig", {"state_size": 8}, refused="no rotary embedding"),
+}
+
+
+def tiny_model(name: str, trained_window: int = 64, **changes: Any) -> PreTrainedModel:
+    """A model of `TINY_MODELS` or `REFUSED_MODELS`, in eval mode and float32; the same weights at every call.
+
+    Args:
+        name: its name there.
+        trained_window: tokens that it says it was trained on.
+        changes: further arguments of its configuration.
+    """
+    return {**TINY_MODELS, **REFUSED_MODELS}[name].build(trained_window, **changes)
+
+
+def _fill(name: str, parameter: Tensor) -> None:
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{name} {tuple(parameter.shape)}".encode()))
+    noise = torch.randn(parameter.shape, generator=generator)
+    attends = any(part in name for part in ("q_proj", "k_proj", "qkv", "query_key_value", "q_b_proj", "kv_"))
+    if "sinks" in name:
+        parameter.copy_(noise)
+    elif parameter.ndim > 1:
+        parameter.copy_(noise * parameter.shape[-1] ** -0.5 * (2.0 if attends else 1.0))
+    elif name.endswith("bias"):
+        parameter.copy_(noise * 0.2)
+    elif any(norm in name for norm in ("q_norm", "k_norm")):
+        parameter.fill_(2.0)
