@@ -16,9 +16,16 @@ MAPS: dict[str, type[PositionMap]] = {cls.name: cls for cls in (Identity, SelfEx
 
 
 def from_dict(data: dict[str, Any]) -> PositionMap:
-    """The map that `PositionMap.to_dict` described."""
+    """The map that `PositionMap.to_dict` described.
+
+    Raises:
+        ValueError: no map has that name, or a parameter is out of range.
+    """
     parameters = dict(data)
-    return MAPS[parameters.pop("map")](**parameters)
+    name = parameters.pop("map", None)
+    if name not in MAPS:
+        raise ValueError(f"unknown map {name!r}: the maps are {', '.join(MAPS)}")
+    return MAPS[name](**parameters)
 
 
 __all__ = [

@@ -5,17 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from ropewalk.maps.positions import TRUE_POSITIONS, PositionFunction
-
-# Longer than any text: a map that still fits here has no largest length.
-_UNBOUNDED = 1 << 48
+from ropewalk.maps.positions import TRUE_POSITIONS, UNBOUNDED, PositionFunction
 
 
 class LengthError(ValueError):
@@ -27,7 +24,7 @@ class Band:
     """The keys at distance `first <= m - n < stop` from a query m, and the positions they are rotated with.
 
     `score(m, n) = s * <R(query_positions(m)) q_m, R(key_positions(n)) k_n>` with un-rotated q and k.
-    `stop = None` means all remaining keys.
+    `stop = None` means all remaining keys. In a band with an end both functions have a period and the same slope.
     """
 
     first: int
@@ -41,16 +38,19 @@ class Band:
         return self.query_positions == TRUE_POSITIONS == self.key_positions
 
     def largest_relative_position(self, length: int, start: int = 0) -> float:
-        """Largest relative position in a text of `length` tokens over queries from `start` on; -1 if the band is empty."""
+        """Largest relative position in a text of `length` tokens over queries from `start` on; -1 for an empty band."""
         first_query = max(self.first, start)
         if first_query >= length:
             return -1
         if self.stop is None:
             queries = torch.tensor([length - 1])  # both functions never decrease: the last query and the first key
         else:
-            period = math.lcm(self.query_positions.period, self.key_positions.period)
-            last = length if period == 0 else min(length, max(first_query, self.stop) + period)
-            queries = torch.arange(first_query, last)
+            # While key 0 is inside, the last such query is the farthest; after that, one period shows all there is, and
+            # the distance grows only where the query's position steps up.
+            first_query = max(first_query, min(self.stop, length) - 1)
+            step = self.query_positions.period
+            stop = min(length, first_query + math.lcm(step, self.key_positions.period))
+            queries = torch.tensor([first_query, *range(-(-first_query // step) * step, stop, step)])
         keys = torch.zeros_like(queries) if self.stop is None else (queries - self.stop + 1).clamp(min=0)
         return (self.query_positions(queries) - self.key_positions(keys)).max().item()
 
@@ -64,6 +64,8 @@ class PositionMap(ABC):
     """
 
     name: ClassVar[str]
+    # Parameters that make a map of this kind legible as a matrix of ten tokens, for figures and examples.
+    miniature: ClassVar[Mapping[str, Any]] = {}
     start: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -96,15 +98,19 @@ class PositionMap(ABC):
         int64, or float64 for maps with real-valued positions. Pairs that do not attend (the future) are -1.
         """
         tokens = torch.arange(length)
-        distance = tokens[:, None] - tokens
+        return self.relative_to(tokens[:, None], tokens)
+
+    def relative_to(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Relative position of queries and keys at true positions (int64, broadcast); dtype and -1 as in the matrix."""
+        distance = queries - keys
         relative: Tensor = torch.full_like(distance, -1)
         for band in self.bands:
-            mapped = band.query_positions(tokens)[:, None] - band.key_positions(tokens)
+            mapped = band.query_positions(queries) - band.key_positions(keys)
             inside = distance >= band.first
             if band.stop is not None:
                 inside &= distance < band.stop
             relative = torch.where(inside, mapped, relative)
-        before_start = (tokens < self.start)[:, None] & (distance >= 0)
+        before_start = (queries < self.start) & (distance >= 0)
         return torch.where(before_start, distance.to(relative.dtype), relative)
 
     def largest_relative_position(self, length: int) -> float:
@@ -125,9 +131,14 @@ class PositionMap(ABC):
         _require_window(trained_window)
         return self._longest(lambda position: position < trained_window / 2)
 
+    def meets_rule(self, length: int, trained_window: int) -> bool:
+        """Whether a text of `length` tokens keeps the rule of eq. 5, as those up to `recommended_length` do."""
+        _require_window(trained_window)
+        return self.largest_relative_position(length) < trained_window / 2
+
     def _longest(self, fits: Callable[[float], bool]) -> int | float:
         """Largest length whose largest relative position `fits`, by bisection: it never falls as the text grows."""
-        if fits(self.largest_relative_position(_UNBOUNDED)):
+        if fits(self.largest_relative_position(UNBOUNDED)):
             return math.inf
         reached, beyond = 0, 1
         while fits(self.largest_relative_position(beyond)):

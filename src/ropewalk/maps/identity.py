@@ -18,6 +18,7 @@ class Identity(PositionMap):
 
     @classmethod
     def for_length(cls, target_length: int, trained_window: int) -> Self:
+        """The identity, up to the trained window itself: eq. 5 is a rule for maps, not for the unmodified model."""
         if target_length > trained_window:
             raise LengthError(
                 f"Identity reaches {trained_window} tokens, the trained window itself, not {target_length}: "

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from ropewalk.maps.base import Band, PositionMap, _require, default_window, join_equal
 from ropewalk.maps.positions import TRUE_POSITIONS, PositionFunction, Scaled
@@ -20,12 +21,13 @@ class LeakyReRoPE(PositionMap):
     """
 
     name: ClassVar[str] = "leaky-rerope"
+    miniature: ClassVar[Mapping[str, Any]] = {"factor": 2, "window": 4}
     factor: float
     window: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.factor >= 1, f"factor must be 1 or more, got {self.factor}")
+        _require(1 <= self.factor < math.inf, f"factor must be 1 or more, and finite, got {self.factor}")
         _require(self.window >= 1, f"window must be 1 or more, got {self.window}")
 
     @property
@@ -40,8 +42,8 @@ class LeakyReRoPE(PositionMap):
     def for_length(cls, target_length: int, trained_window: int) -> Self:
         """An eighth of the trained window as neighbors, and the smallest whole factor that then meets eq. 5."""
         window = default_window(trained_window)
-        reach = trained_window / 2 - window
-        factor = max(1, math.ceil((target_length - window) / reach)) if reach > 0 else 1
-        while cls(factor, window).recommended_length(trained_window) < target_length and factor < trained_window:
+        reach = trained_window / 2 - window  # 0 or less only for windows of one and two tokens
+        factor = max(1, math.floor((target_length - 1 - window) / reach)) if reach > 0 else 1
+        while reach > 0 and not cls(factor, window).meets_rule(target_length, trained_window):
             factor += 1
         return cls(factor, window)._check_length(target_length, trained_window)

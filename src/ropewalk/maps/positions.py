@@ -13,13 +13,23 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+# Longer than any text: what would begin past this many tokens never begins.
+UNBOUNDED = 1 << 48
+
 
 class PositionFunction(Protocol):
     """Maps true positions to the positions used for the rotation; never decreasing."""
 
     @property
     def period(self) -> int:
-        """Tokens after which the function repeats itself up to a constant; 0 where it has no period."""
+        """Tokens after which the function repeats itself up to a constant; it steps up at multiples of it alone.
+
+        0 where there is no such number: good for bands that go on to the start of the text, not for others.
+        """
+        ...
+
+    def formula(self, token: str) -> str:
+        """The function of a token called `token`, as a person would write it: `m // 8 + 896`."""
         ...
 
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -37,6 +47,9 @@ class Grouped:
     @property
     def period(self) -> int:
         return self.size
+
+    def formula(self, token: str) -> str:
+        return _plus(token if self.size == 1 else f"{token} // {self.size}", self.shift)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         return torch.div(tokens, self.size, rounding_mode="floor") + self.shift
@@ -56,6 +69,9 @@ class Scaled:
     def period(self) -> int:
         return 1
 
+    def formula(self, token: str) -> str:
+        return _plus(token if self.factor == 1 else f"{token} / {self.factor:g}", self.shift)
+
     def __call__(self, tokens: Tensor) -> Tensor:
         return tokens.double() / self.factor + self.shift
 
@@ -70,6 +86,9 @@ class Constant:
     def period(self) -> int:
         return 1
 
+    def formula(self, token: str) -> str:
+        return f"{self.position}"
+
     def __call__(self, tokens: Tensor) -> Tensor:
         return torch.full_like(tokens, self.position)
 
@@ -79,33 +98,54 @@ class LogisticGroups:
     """Index of the group that holds a token, when group sizes follow SELF's logistic curve (arXiv 2505.17296).
 
     Group j (j = 0, 1, ...) holds `floor(capacity / (1 + (capacity - 1) * exp(-rate * j)))` tokens: sizes start at 1
-    and rise to capacity - 1. The size is at least s from group `ln(s (capacity - 1) / (capacity - s)) / rate` on, so the
-    table below has one entry a size, whatever the length of the text.
+    and rise to capacity - 1. The size is at least s from group `ln(s (capacity - 1) / (capacity - s)) / rate` on, so
+    the table has one entry for each size that occurs, whatever the length of the text.
     """
 
     capacity: int
     rate: float
 
-    @cached_property
-    def first_groups(self) -> tuple[int, ...]:
-        """First group that holds at least s tokens, for s = 1 .. capacity - 1."""
-        return tuple(self._first_group(size) for size in range(1, self.capacity))
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The group sizes that occur, rising."""
+        return self._table[0]
 
-    @cached_property
+    @property
+    def first_groups(self) -> tuple[int, ...]:
+        """First group of each of `sizes`."""
+        return self._table[1]
+
+    @property
     def first_tokens(self) -> tuple[int, ...]:
-        """First token of each group of `first_groups`."""
-        tokens = [0]
-        for size, (group, following) in enumerate(zip(self.first_groups, self.first_groups[1:], strict=False), start=1):
-            tokens.append(tokens[-1] + size * (following - group))
-        return tuple(tokens)
+        """First token of each of `first_groups`."""
+        return self._table[2]
 
     def size(self, group: int) -> int:
         """Tokens in a group. Never `capacity`, which the curve only approaches but rounding would reach."""
         exact = self.capacity / (1 + (self.capacity - 1) * math.exp(-self.rate * group))
         return min(math.floor(exact), self.capacity - 1)
 
-    def _first_group(self, size: int) -> int:
-        group = math.ceil(math.log(size * (self.capacity - 1) / (self.capacity - size)) / self.rate)
+    @cached_property
+    def _table(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        size, group, token = 1, 0, 0
+        rows = [(size, group, token)]
+        while size < self.capacity - 1:
+            estimate = math.ceil(self._crossing(size + 1))
+            if token + size * (estimate - group) >= UNBOUNDED:
+                break
+            following = self._first_group(size + 1, estimate)
+            token += size * (following - group)
+            size, group = self.size(following), following
+            rows.append((size, group, token))
+        sizes, first_groups, first_tokens = zip(*rows, strict=True)
+        return sizes, first_groups, first_tokens
+
+    def _crossing(self, size: int) -> float:
+        """Where the curve, of a real argument, reaches `size`."""
+        return math.log(size * (self.capacity - 1) / (self.capacity - size)) / self.rate
+
+    def _first_group(self, size: int, estimate: int) -> int:
+        group = estimate
         # The logarithm is rounded: the definition itself decides at the edge.
         while group > 0 and self.size(group - 1) >= size:
             group -= 1
@@ -113,11 +153,17 @@ class LogisticGroups:
             group += 1
         return group
 
+    @cached_property
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What a call looks up, made once: token where the next size begins, size, shift."""
+        sizes, first_groups, first_tokens = (torch.tensor(column) for column in self._table)
+        return first_tokens[1:], sizes, first_groups * sizes - first_tokens
+
     def __call__(self, tokens: Tensor) -> Tensor:
-        first_tokens = torch.tensor(self.first_tokens, device=tokens.device)
-        first_groups = torch.tensor(self.first_groups, device=tokens.device)
-        index = torch.searchsorted(first_tokens, tokens.clamp(min=0), right=True) - 1
-        return first_groups[index] + torch.div(tokens - first_tokens[index], index + 1, rounding_mode="floor")
+        ends, sizes, shifts = (table.to(tokens.device) for table in self._tensors)
+        row = torch.searchsorted(ends, tokens, right=True)
+        # Among groups of one size the index is a plain floor division, shifted to meet the groups before.
+        return torch.div(tokens + shifts[row], sizes[row], rounding_mode="floor")
 
 
 @dataclass(frozen=True)
@@ -132,5 +178,14 @@ class Logistic:
     def period(self) -> int:
         return 0
 
+    def formula(self, token: str) -> str:
+        return _plus(f"group({_plus(token, -self.origin)})", self.shift)
+
     def __call__(self, tokens: Tensor) -> Tensor:
         return self.groups((tokens - self.origin).clamp(min=0)) + self.shift
+
+
+def _plus(term: str, shift: float) -> str:
+    if shift == 0:
+        return term
+    return f"{term} {'+' if shift > 0 else '-'} {abs(shift):.10g}"

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from ropewalk.maps.base import Band, PositionMap, _require
 from ropewalk.maps.positions import Constant
@@ -16,6 +17,7 @@ class ReRoPE(PositionMap):
     """
 
     name: ClassVar[str] = "rerope"
+    miniature: ClassVar[Mapping[str, Any]] = {"window": 4}
     window: int
 
     def __post_init__(self) -> None:

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self, get_args
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from ropewalk.maps.base import Band, PositionMap, _require, default_window, join_equal
 from ropewalk.maps.positions import Grouped, Logistic, LogisticGroups
@@ -22,12 +26,13 @@ class SELF(PositionMap):
         capacity: C, one more than the largest group size.
         rate: r, the growth rate of the curve.
         window: W, the neighbor window, in tokens.
-        grouping: "anchored" counts groups from the start of the text, as the authors' prefill does: the far key n of
-            query m is at `W + g(m - W) - g(n)`. "distance" lets the group size grow with the distance from the query,
-            the idea as published: one band a group size.
+        grouping: what the groups follow, the text or the distance. "anchored" counts them from the start of the text,
+            as the authors' prefill does: the far key n of query m is at `W + g(m - W) - g(n)`. "distance" lets the
+            group size grow with the distance from the query, the idea as published: one band a group size.
     """
 
     name: ClassVar[str] = "self"
+    miniature: ClassVar[Mapping[str, Any]] = {"capacity": 5, "rate": 1.0, "window": 3}
     capacity: int = 33
     rate: float = 0.02
     window: int = 1024
@@ -36,38 +41,36 @@ class SELF(PositionMap):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.capacity >= 2, f"capacity must be 2 or more, got {self.capacity}")
-        _require(self.rate > 0, f"rate must be more than 0, got {self.rate}")
+        _require(0 < self.rate < math.inf, f"rate must be more than 0, and finite, got {self.rate}")
         _require(self.window >= 1, f"window must be 1 or more, got {self.window}")
         _require(
             self.grouping in get_args(Grouping),
             f"grouping must be one of {', '.join(get_args(Grouping))}, got {self.grouping!r}",
         )
 
-    @property
+    @cached_property
     def groups(self) -> LogisticGroups:
         """The group table."""
         return LogisticGroups(self.capacity, self.rate)
 
-    @property
+    @cached_property
     def bands(self) -> tuple[Band, ...]:
         near = Band(0, self.window)
-        if self.grouping == "anchored":
-            query_positions = Logistic(self.groups, origin=self.window, shift=self.window)
-            return (near, Band(self.window, None, query_positions, Logistic(self.groups)))
-        return join_equal((near, *self._bands_by_size()))
+        if self.grouping == "distance":
+            return join_equal((near, *self._bands_by_size()))
+        if self.groups.sizes == (1,):
+            return (Band(0, None),)
+        query_positions = Logistic(self.groups, origin=self.window, shift=self.window)
+        return (near, Band(self.window, None, query_positions, Logistic(self.groups)))
 
-    def _bands_by_size(self) -> list[Band]:
-        first_tokens = self.groups.first_tokens
-        stops = [self.window + token for token in first_tokens[1:]]
-        bands = []
-        for size, (group, token, stop) in enumerate(
-            zip(self.groups.first_groups, first_tokens, [*stops, None], strict=True), start=1
+    def _bands_by_size(self) -> Iterator[Band]:
+        firsts = [self.window + token for token in self.groups.first_tokens]
+        for size, group, first, stop in zip(
+            self.groups.sizes, self.groups.first_groups, firsts, [*firsts[1:], None], strict=True
         ):
-            first = self.window + token
             # The band starts at the group index that the curve has reached there.
             shift = self.window + group - first // size
-            bands.append(Band(first, stop, Grouped(size, shift), Grouped(size)))
-        return bands
+            yield Band(first, stop, Grouped(size, shift), Grouped(size))
 
     @classmethod
     def for_length(cls, target_length: int, trained_window: int) -> Self:
@@ -75,14 +78,8 @@ class SELF(PositionMap):
         window = default_window(trained_window)
 
         def meets(capacity: int) -> bool:
-            return cls(capacity=capacity, window=window).recommended_length(trained_window) >= target_length
+            return cls(capacity=capacity, window=window).meets_rule(target_length, trained_window)
 
-        capacity = 2
-        while capacity < _LARGEST_CAPACITY and not meets(capacity):
-            capacity *= 2
-        if meets(capacity):  # a larger capacity never shortens the reach: bisect
-            low = capacity // 2
-            while capacity - low > 1:
-                middle = (low + capacity) // 2
-                low, capacity = (low, middle) if middle >= 2 and meets(middle) else (middle, capacity)
+        # A larger capacity never shortens the reach, so the first that meets the rule is found by bisection.
+        capacity = 2 + bisect_left(range(2, _LARGEST_CAPACITY), True, key=meets)
         return cls(capacity=capacity, window=window)._check_length(target_length, trained_window)

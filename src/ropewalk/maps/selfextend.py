@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from ropewalk.maps.base import Band, PositionMap, _require, default_window, join_equal
 from ropewalk.maps.positions import Grouped
@@ -12,8 +12,8 @@ from ropewalk.maps.positions import Grouped
 class SelfExtend(PositionMap):
     """SelfExtend (Jin et al., ICML 2024, arXiv 2401.01325): far keys share positions in groups of constant size.
 
-    Keys nearer than `window` keep their distance. Farther ones are at `m // G + W - W // G - n // G`, which continues at
-    W where G divides W.
+    Keys nearer than `window` keep their distance. Farther ones are at `m // G + W - W // G - n // G`, which continues
+    at W where G divides W.
 
     Args:
         group_size: G, tokens that share a position in the far band; 1 is the unmodified model.
@@ -21,6 +21,7 @@ class SelfExtend(PositionMap):
     """
 
     name: ClassVar[str] = "selfextend"
+    miniature: ClassVar[Mapping[str, Any]] = {"group_size": 2, "window": 4}
     group_size: int
     window: int
 
@@ -42,12 +43,10 @@ class SelfExtend(PositionMap):
         The window is rounded down to a multiple of the group size, so that the bands meet without a jump.
         """
         window = default_window(trained_window)
-        reach = trained_window / 2 - window
-        group_size = max(1, math.ceil((target_length - window) / reach)) if reach > 0 else 1
-        while True:
-            chosen = cls(group_size, max(window // group_size, 1) * group_size)
-            if chosen.recommended_length(trained_window) >= target_length:
-                return chosen
-            if group_size >= trained_window:  # one group no longer fits the window
-                return chosen._check_length(target_length, trained_window)
-            group_size += 1
+        # Larger groups than this, which the neighbor window would have to hold, reach less far again.
+        largest = trained_window // 4 + 1
+        cls(largest, largest)._check_length(target_length, trained_window)
+        # Positions reach target_length / group_size at least.
+        smallest = max(1, 2 * target_length // (trained_window + 2))
+        choices = (cls(size, max(window // size, 1) * size) for size in range(smallest, largest + 1))
+        return next(choice for choice in choices if choice.meets_rule(target_length, trained_window))

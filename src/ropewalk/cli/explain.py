@@ -1,0 +1,92 @@
+"""`ropewalk explain`: what a position map does to a text of a given length."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ropewalk.cli.errors import UserError
+from ropewalk.cli.map_options import MapOptions, check_tokens, with_map_options
+from ropewalk.explain import PICTURE_SUFFIXES, BandSummary, Explanation, draw, explain, number
+
+# Bands printed at most; SELF by distance has one for each group size.
+_ROWS = 8
+
+
+@with_map_options()
+def command(
+    map_options: MapOptions,
+    trained_window: Annotated[int, typer.Option(help="Tokens that the model was trained on.")],
+    length: Annotated[int, typer.Option(help="Tokens of the text.")],
+    picture: Annotated[Path | None, typer.Option(help="Draw the map to this PNG or SVG file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Show what a position map does to a text: its bands, the positions used, the longest texts, and a picture.
+
+    Without parameters of the map, those that its paper's rule gives for the length are taken.
+    """
+    if picture is not None and picture.suffix.lower() not in PICTURE_SUFFIXES:
+        raise UserError(f"--picture must end in {' or '.join(PICTURE_SUFFIXES)}, got {str(picture)!r}")
+    check_tokens("--trained-window", trained_window)
+    check_tokens("--length", length)
+    explanation = explain(map_options.choose(length, trained_window), trained_window, length)
+    if picture is not None:
+        _draw(explanation, picture)
+    if as_json:
+        drawn = {"picture": str(picture)} if picture is not None else {}
+        print(json.dumps({**explanation.to_dict(), **drawn}, indent=2))
+    else:
+        _print(explanation, picture)
+
+
+def _draw(explanation: Explanation, picture: Path) -> None:
+    try:
+        draw(explanation, picture)
+    except ImportError as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"cannot write {str(picture)!r}: {error.strerror or error}") from error
+
+
+def _print(explanation: Explanation, picture: Path | None) -> None:
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(str(explanation.position_map), style="bold")
+    console.print()
+    console.print(_bands(explanation.bands))
+    console.print()
+    window = number(explanation.trained_window)
+    for label, value in (
+        ("tokens of the text", number(explanation.length)),
+        ("highest relative position", f"{number(explanation.largest_relative_position)} (trained window: {window})"),
+        ("longest text (eq. 4)", number(explanation.max_length)),
+        ("recommended up to (eq. 5)", number(explanation.recommended_length)),
+    ):
+        console.print(f"{label:<27}{value}", soft_wrap=True)
+    console.print()
+    console.print(explanation.advice)
+    if picture is not None:
+        console.print(f"\nPicture: {picture}", soft_wrap=True)
+
+
+def _bands(bands: tuple[BandSummary, ...]) -> Table:
+    table = Table("distance m - n", "query m at", "key n at")
+    hidden = len(bands) - _ROWS
+    for index, band in enumerate(bands):
+        if hidden > 0 and index == _ROWS // 2:
+            table.add_row(f"... {hidden} more bands", "", "")
+        if hidden <= 0 or not _ROWS // 2 <= index < len(bands) - _ROWS // 2:
+            table.add_row(_distances(band), band.query_position, band.key_position)
+    return table
+
+
+def _distances(band: BandSummary) -> str:
+    if band.stop is None:
+        return f"{number(band.first)} and more"
+    if band.stop - band.first == 1:
+        return number(band.first)
+    return f"{number(band.first)} to {number(band.stop - 1)}"

@@ -1,0 +1,326 @@
+"""What a position map does to a text of a given length, in numbers, in words and as a picture."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from ropewalk.maps import LengthError, PositionMap
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Verdict = Literal["unmodified", "recommended", "possible", "too long"]
+
+PICTURE_SUFFIXES = (".png", ".svg")
+
+# Texts up to this many tokens are drawn as they are; longer ones by a small map of the same kind.
+_LEGIBLE = 14
+_MINIATURE_LENGTH = 10
+# Points of the curve; more than a picture has pixels across.
+_CURVE_POINTS = 2000
+
+_INK, _MUTED, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
+_NEAR, _FAR, _BEYOND = "#2f6fab", "#d9730d", "#c0392b"
+
+
+@dataclass(frozen=True)
+class BandSummary:
+    """One band that the text reaches: its distances `first <= m - n < stop` (None: all farther), and both positions."""
+
+    first: int
+    stop: int | None
+    query_position: str
+    key_position: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A position map, a trained window and a text length (tokens), and what comes of them.
+
+    `max_length` (eq. 4) and `recommended_length` (eq. 5) are in tokens, `math.inf` where every length will do.
+    `verdict` is "unmodified" (nothing is re-mapped), "recommended" (eq. 5 holds), "possible" (only eq. 4 holds) or
+    "too long"; `advice` says the same in a sentence or two, with a better map of the kind where there is one.
+    """
+
+    position_map: PositionMap
+    trained_window: int
+    length: int
+    bands: tuple[BandSummary, ...]
+    largest_relative_position: float
+    max_length: int | float
+    recommended_length: int | float
+    verdict: Verdict
+    advice: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; a length without limit is None."""
+        return {
+            "map": self.position_map.to_dict(),
+            "trained_window": self.trained_window,
+            "length": self.length,
+            "bands": [vars(band) for band in self.bands],
+            "largest_relative_position": self.largest_relative_position,
+            "max_length": _finite_or_none(self.max_length),
+            "recommended_length": _finite_or_none(self.recommended_length),
+            "verdict": self.verdict,
+            "advice": self.advice,
+        }
+
+
+def explain(position_map: PositionMap, trained_window: int, length: int) -> Explanation:
+    """What `position_map` does to a text of `length` tokens on a model trained on `trained_window`.
+
+    Raises:
+        ValueError: a length below 1.
+    """
+    if length < 1:
+        raise ValueError(f"length must be 1 or more, got {length}")
+    largest = position_map.largest_relative_position(length)
+    longest = position_map.max_length(trained_window)
+    recommended = position_map.recommended_length(trained_window)
+    verdict = _verdict(position_map, trained_window, length, longest, recommended)
+    return Explanation(
+        position_map=position_map,
+        trained_window=trained_window,
+        length=length,
+        bands=tuple(
+            BandSummary(band.first, band.stop, band.query_positions.formula("m"), band.key_positions.formula("n"))
+            for band in position_map.bands
+            if band.first < length
+        ),
+        largest_relative_position=largest,
+        max_length=longest,
+        recommended_length=recommended,
+        verdict=verdict,
+        advice=_advice(verdict, position_map, trained_window, length, largest, longest),
+    )
+
+
+def _verdict(
+    position_map: PositionMap, trained_window: int, length: int, longest: int | float, recommended: int | float
+) -> Verdict:
+    if length > longest:
+        return "too long"
+    if length <= max(first_far_distance(position_map), position_map.start):
+        return "unmodified"
+    return "recommended" if length <= recommended else "possible"
+
+
+def _advice(
+    verdict: Verdict, position_map: PositionMap, trained_window: int, length: int, largest: float, longest: int | float
+) -> str:
+    match verdict:
+        case "unmodified":
+            return "Nothing is re-mapped at this length: the model reads this text as it always did."
+        case "recommended":
+            return "Good: the text stays in the lower half of the trained window, which the model knows best."
+        case "possible":
+            finding = (
+                f"Possible, but past the rule of eq. 5: relative positions up to {number(largest)} lie in the upper "
+                "half of the trained window, which the model knows less well."
+            )
+        case "too long":
+            finding = (
+                f"Too long: relative positions up to {number(largest)} lie outside the trained window, "
+                f"which ends at {number(trained_window - 1)}. This map can hold {number(longest)} tokens."
+            )
+    better = _recommended_map(position_map, trained_window, length)
+    return f"{finding} {better} would keep the rule." if better else finding
+
+
+def _recommended_map(position_map: PositionMap, trained_window: int, length: int) -> PositionMap | None:
+    """A map of the same kind, with the same `start` and choices of words, that keeps eq. 5 at this length, if any."""
+    kept = {field.name: getattr(position_map, field.name) for field in fields(position_map)}
+    kept = {name: value for name, value in kept.items() if name == "start" or isinstance(value, str)}
+    try:
+        better = replace(type(position_map).for_length(length, trained_window), **kept)
+    except LengthError:
+        return None
+    return better if better.meets_rule(length, trained_window) else None
+
+
+def number(value: float) -> str:
+    """A length or position for people: thousands separated, at most two decimals, "no limit" for infinity."""
+    if math.isinf(value):
+        return "no limit"
+    return f"{value:,.2f}".rstrip("0").rstrip(".") if value % 1 else f"{value:,.0f}"
+
+
+def first_far_distance(position_map: PositionMap) -> float:
+    """Smallest distance at which keys are re-mapped; infinity for the identity."""
+    return next((band.first for band in position_map.bands if not band.is_true), math.inf)
+
+
+def miniature(position_map: PositionMap, length: int) -> tuple[PositionMap, int]:
+    """A map and a length (tokens) whose matrix can be printed: the given ones, or small ones of the same kind."""
+    if length <= _LEGIBLE:
+        return position_map, length
+    return replace(position_map, start=0, **type(position_map).miniature), _MINIATURE_LENGTH
+
+
+def last_query_curve(position_map: PositionMap, length: int) -> tuple[Tensor, Tensor]:
+    """Distances seen by the text's last query, and the relative positions they are given: 1-d, same shape."""
+    edges = {edge for band in position_map.bands for edge in (band.first - 1, band.first) if 0 <= edge < length}
+    sampled = torch.linspace(0, length - 1, min(length, _CURVE_POINTS), dtype=torch.float64).round().long()
+    distances = torch.tensor(sorted(edges.union(sampled.tolist())))
+    query = torch.tensor(length - 1)
+    return distances, position_map.relative_to(query, query - distances)
+
+
+def draw(explanation: Explanation, path: Path) -> None:
+    """Draws the curve of mapped against true distance, and the matrix of relative positions, to a PNG or SVG file.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: `path` ends in neither .png nor .svg.
+        OSError: `path` cannot be written.
+    """
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        raise ValueError(f"a picture is one of {', '.join(PICTURE_SUFFIXES)}, got {path.name!r}")
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'ropewalk[plot]'") from error
+
+    style: dict[Any, Any] = {"font.size": 10, "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _MUTED}
+    style |= {"xtick.color": _MUTED, "ytick.color": _MUTED, "svg.hashsalt": "ropewalk"}
+    is_svg = path.suffix.lower() == ".svg"
+    with rc_context(style):
+        layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.03)
+        figure = Figure(figsize=(12, 5.6), layout=layout, facecolor="white")
+        curve, matrix = figure.subplots(1, 2, width_ratios=[1.5, 1])
+        _draw_curve(curve, explanation)
+        small, tokens = miniature(explanation.position_map, explanation.length)
+        is_whole = small == explanation.position_map and tokens == explanation.length
+        headline = "Relative positions of all pairs" if is_whole else f"The same kind of map on {tokens} tokens"
+        _draw_matrix(matrix, headline, small, tokens)
+        figure.legend(*curve.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+        # Without a date, the same explanation is the same file.
+        figure.savefig(path, dpi=160, metadata={"Date": None} if is_svg else None)
+
+
+def _draw_curve(axes: Axes, explanation: Explanation) -> None:
+    window, length = explanation.trained_window, explanation.length
+    distances, relative = last_query_curve(explanation.position_map, length)
+    last, reached = max(length - 1, 1), relative[-1].item()
+    far = first_far_distance(explanation.position_map) if length > explanation.position_map.start else math.inf
+    top = 1.18 * max(window, reached)
+
+    axes.axhspan(window, top, color=_BEYOND, alpha=0.07, linewidth=0)
+    axes.axhline(window, color=_BEYOND, linewidth=1)
+    axes.axhline(window / 2, color=_MUTED, linewidth=1, linestyle=(0, (1, 2)))
+    leaves = f", outside its window from {number(window)} on" if last >= window else ""
+    end = min(last, top)
+    axes.plot([0, end], [0, end], color=_MUTED, linewidth=1.4, linestyle=(0, (5, 4)), label=f"unmodified model{leaves}")
+    if last >= window:
+        axes.plot(window, window, "o", color=_MUTED, markersize=6)
+    near_part, far_part = distances < far, distances >= far - 1
+    thick: dict[str, Any] = {"linewidth": 2.6, "solid_capstyle": "round", "zorder": 3}
+    axes.plot(distances[near_part], relative[near_part], color=_NEAR, label="true distance kept", **thick)
+    if far < length:
+        axes.plot(distances[far_part], relative[far_part], color=_FAR, label="re-mapped", **thick)
+        _mark_far(axes, far, relative[distances == far].item(), last)
+    color = _FAR if far < length else _NEAR
+    axes.plot(last, reached, "o", color=color, markersize=6, clip_on=False, zorder=4)
+    axes.annotate(
+        number(reached),
+        (last, reached),
+        (-6, 8),
+        textcoords="offset points",
+        color=color,
+        weight="bold",
+        ha="right",
+        bbox={"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1},  # lines may pass behind
+    )
+    levels: list[tuple[float, str, str]] = [(window, f"trained window\n{number(window)}", _BEYOND)]
+    if window / 2 > 0.1 * top:  # else the two labels would lie on each other
+        levels.append((window / 2, f"half of it (eq. 5)\n{number(window / 2)}", _MUTED))
+    for level, text, color in levels:
+        axes.annotate(text, (1, level), (8, 0), ("axes fraction", "data"), "offset points", color=color, va="center")
+
+    axes.set(xlim=(0, last), ylim=(0, top))
+    axes.set_xlabel("true distance from the last token")
+    axes.set_ylabel("relative position it is given")
+    _title(axes, f"{number(length)} tokens on a model trained on {number(window)}", explanation.position_map, 72)
+    axes.xaxis.set_major_formatter(lambda value, _: number(value))
+    axes.yaxis.set_major_formatter(lambda value, _: number(value))
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _mark_far(axes: Axes, far: float, relative: float, last: int) -> None:
+    """Marks the distance from which on keys are re-mapped."""
+    axes.plot([far, far], [0, relative], color=_MUTED, linewidth=1, linestyle=(0, (1, 2)))
+    flip = far > 0.7 * last
+    axes.annotate(
+        f"true distances\nbelow {number(far)}",
+        (far, 0),
+        (-6 if flip else 6, 8),
+        textcoords="offset points",
+        color=_NEAR,
+        ha="right" if flip else "left",
+    )
+
+
+def _title(axes: Axes, headline: str, position_map: PositionMap, width: int) -> None:
+    lines = textwrap.wrap(str(position_map), width)
+    axes.set_title("\n".join(lines), loc="left", fontsize=10, color=_MUTED, pad=6)
+    axes.annotate(
+        headline,
+        (0, 1),
+        (0, 8 + 13 * len(lines)),
+        "axes fraction",
+        "offset points",
+        fontsize=12,
+        weight="bold",
+        va="bottom",
+    )
+
+
+def _draw_matrix(axes: Axes, headline: str, position_map: PositionMap, length: int) -> None:
+    from matplotlib.patches import Rectangle
+
+    relative = position_map.relative_positions(length)
+    largest = max(1.0, relative.max().item())
+    for m, n in _pairs(length):
+        value = relative[m, n].item()
+        if value < 0:  # a key that this query does not see
+            continue
+        is_far = m >= position_map.start and m - n >= first_far_distance(position_map)
+        face = _shade(_FAR if is_far else _NEAR, 0.12 + 0.5 * value / largest)
+        axes.add_patch(Rectangle((n - 0.5, m - 0.5), 1, 1, facecolor=face, edgecolor="white", linewidth=1.5))
+        axes.text(n, m, f"{value:.3g}", ha="center", va="center", color=_INK)
+    axes.set(xlim=(-0.5, length - 0.5), ylim=(length - 0.5, -0.5), aspect="equal", anchor="N")
+    axes.set_xticks(range(length))
+    axes.set_yticks(range(length))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("key")
+    axes.set_ylabel("query")
+    _title(axes, headline, position_map, 46)
+
+
+def _pairs(length: int) -> Iterator[tuple[int, int]]:
+    return ((m, n) for m in range(length) for n in range(m + 1))
+
+
+def _shade(color: str, strength: float) -> tuple[float, float, float]:
+    """The color mixed with white: 0 is white, 1 the color itself."""
+    channels = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    red, green, blue = (1 - strength * (1 - channel) for channel in channels)
+    return red, green, blue
+
+
+def _finite_or_none(value: float) -> float | None:
+    return None if math.isinf(value) else value
