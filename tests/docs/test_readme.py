@@ -1,7 +1,7 @@
 """Runs the README's examples, so that they stay true.
 
-- ```` ```python ```` blocks run, each in a fresh namespace that has a small `model` and its `inputs`;
-- ```` ```python no-run ```` blocks are skipped (pytest's summary counts them);
+- ```` ```python ```` blocks run in their order, in one namespace that has a small `model` and its `inputs`, as a reader
+  types them; ```` ```python no-run ```` blocks are left out;
 - `$ ropewalk explain ...` lines of ```` ```console ```` blocks run, and the output that the block shows must appear.
 """
 
@@ -23,11 +23,6 @@ FENCES = [
     (token.info.split(), token.map[0] + 1, token.content)
     for token in MarkdownIt().parse(README.read_text())
     if token.type == "fence" and token.map
-]
-PYTHON = [
-    pytest.param(line, code, id=f"line{line}", marks=[pytest.mark.skip(reason="no-run block")] * ("no-run" in info))
-    for info, line, code in FENCES
-    if info[:1] == ["python"]
 ]
 
 
@@ -52,20 +47,19 @@ def model():
     return model
 
 
-def test_readme_has_examples():
-    assert any("no-run" not in info for info, _, _ in FENCES if info[:1] == ["python"])
-
-
-@pytest.mark.parametrize(("line", "code"), PYTHON)
-def test_python(line, code, model, tmp_path, monkeypatch):
+def test_python(model, tmp_path, monkeypatch):
     import torch
 
     torch.manual_seed(0)
     input_ids = torch.randint(model.config.vocab_size, (1, 96))
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
     monkeypatch.chdir(tmp_path)
-    padded = "\n" * line + code  # a traceback then shows the README's own line
-    exec(compile(padded, README, "exec"), {"__name__": "readme", "model": model, "inputs": inputs})
+    blocks = [(line, code) for info, line, code in FENCES if info[:1] == ["python"] and "no-run" not in info]
+    assert blocks
+    namespace = {"__name__": "readme", "model": model, "inputs": inputs}
+    for line, code in blocks:
+        padded = "\n" * line + code  # a traceback then shows the README's own line
+        exec(compile(padded, README, "exec"), namespace)
 
 
 @pytest.mark.parametrize(("command", "shown"), list(console_commands()))
