@@ -12,7 +12,7 @@ from ropewalk.maps.positions import TRUE_POSITIONS, PositionFunction
 
 # Position functions whose tables are kept; SelfExtend needs two, maps with a band a group size need many more.
 _TABLES_KEPT = 8
-# Tokens rotated at a time: the float32 products of more would no longer fit a cache.
+# Tokens rotated at a time on a CPU: the float32 products of more would no longer fit its cache.
 _TOKENS_ROTATED = 2048
 
 
@@ -73,8 +73,9 @@ class Rotary:
     def rotate(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         """x (..., tokens, head_dim) turned by tables of shape (tokens, pairs): in float32, rounded once to x.dtype."""
         rotated = x.clone() if x.shape[-1] > self.dim else torch.empty_like(x)
-        for begin in range(0, x.shape[-2], _TOKENS_ROTATED):
-            tokens = slice(begin, begin + _TOKENS_ROTATED)
+        step = _TOKENS_ROTATED if x.device.type == "cpu" else max(x.shape[-2], 1)
+        for begin in range(0, x.shape[-2], step):
+            tokens = slice(begin, begin + step)
             first, second = self._halves(x[..., tokens, :])
             c, s = cosine[tokens], sine[tokens]
             # A view taken anew for each assignment is what lets gradients through.
