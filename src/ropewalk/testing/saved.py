@@ -20,8 +20,8 @@ CHAT_TEMPLATE = (
 def tiny_tokenizer(chat: bool = False) -> PreTrainedTokenizerFast:
     """A tokenizer of single bytes, whose vocabulary fits the tiny models'; with a chat template if `chat`."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, special_tokens=["<pad>", "<unk>"], limit_alphabet=VOCABULARY - 2, show_progress=False
     )

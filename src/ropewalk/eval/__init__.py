@@ -1,0 +1,1 @@
+"""Quality on real input. Nothing here imports `ropewalk.ops`."""

