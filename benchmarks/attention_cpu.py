@@ -3,6 +3,8 @@
 Each case is timed in turn with plain attention, round after round, so that a machine that other work slows down slows
 both. A row is a case: median milliseconds with the 20th and 80th percentile, and the median of the rounds' ratios.
 
+For decode, "kept" are the ratios to plain and to packed heads of a caller that keeps the far keys (`far_keys=`).
+
     python benchmarks/attention_cpu.py --output benchmarks/results/attention_cpu.jsonl
 """
 
@@ -28,6 +30,7 @@ from torch.nn.functional import scaled_dot_product_attention
 import ropewalk
 from ropewalk.maps import SELF, PositionMap, ReRoPE, SelfExtend
 from ropewalk.ops import Rotary, attention
+from ropewalk.ops.rotary import far_band, moved
 
 SHAPES = {"9 q / 3 kv heads, D 64": (9, 3, 64), "32 q / 8 kv heads, D 128": (32, 8, 128)}
 LENGTHS = (2048, 4096, 8192, 16384)
@@ -66,7 +69,9 @@ def race(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[
 
 def main() -> None:
     arguments = _arguments()
-    table = Table("work", "shape", "dtype", "tokens", "map", "ms", "p20-p80", "plain ms", "ratio", "to packed heads")
+    table = Table(
+        "work", "shape", "dtype", "tokens", "map", "ms", "p20-p80", "plain ms", "ratio", "to packed heads", "kept"
+    )
     facts = _facts()
     rows = []
     cases = product(arguments.work, arguments.shapes, arguments.dtypes, arguments.lengths)
@@ -86,6 +91,11 @@ def main() -> None:
             }
             if work == "decode":
                 calls["packed"] = lambda q=query, k=key, v=value: packed(q, k, v)
+                if band := far_band(MAPS[name]):
+                    far = moved(key, band.key_positions, 0, rotary)
+                    calls["kept"] = lambda q=query, k=key, v=value, m=MAPS[name], r=rotary, f=far: attention(
+                        q, k, v, m, r, far_keys=f
+                    )
             with torch.inference_mode():
                 seconds = race(calls, arguments.rounds if work == "prefill" else 20 * arguments.rounds)
             row = _row(seconds) | {"work": work, "shape": shape, "dtype": dtype, "tokens": length, "map": name}
@@ -111,10 +121,10 @@ def _arguments() -> argparse.Namespace:
 
 
 def _row(seconds: dict[str, list[float]]) -> dict[str, float | None]:
-    def ratio(other: str) -> float | None:
-        if other not in seconds:
+    def ratio(other: str, call: str = "ropewalk") -> float | None:
+        if other not in seconds or call not in seconds:
             return None
-        return median(ours / theirs for ours, theirs in zip(seconds["ropewalk"], seconds[other], strict=True))
+        return median(ours / theirs for ours, theirs in zip(seconds[call], seconds[other], strict=True))
 
     spread = quantiles(seconds["ropewalk"], n=5)
     return {
@@ -124,19 +134,21 @@ def _row(seconds: dict[str, list[float]]) -> dict[str, float | None]:
         "plain_ms": 1e3 * median(seconds["plain"]),
         "ratio": ratio("plain"),
         "ratio_to_packed": ratio("packed"),
+        "kept_ratio": ratio("plain", "kept"),
+        "kept_ratio_to_packed": ratio("packed", "kept"),
         "rounds": len(seconds["plain"]),
     }
 
 
 def _cells(row: dict[str, object]) -> list[str]:
-    to_packed = row["ratio_to_packed"]
     return [
         *(str(row[name]) for name in ("work", "shape", "dtype", "tokens", "map")),
         f"{row['ms_p50']:.2f}",
         f"{row['ms_p20']:.2f}-{row['ms_p80']:.2f}",
         f"{row['plain_ms']:.2f}",
         f"{row['ratio']:.2f}",
-        "" if to_packed is None else f"{to_packed:.2f}",
+        "" if row["ratio_to_packed"] is None else f"{row['ratio_to_packed']:.2f}",
+        "" if row["kept_ratio"] is None else f"{row['kept_ratio']:.2f}, {row['kept_ratio_to_packed']:.2f}",
     ]
 
 

@@ -13,7 +13,7 @@ from ropewalk.maps import PositionMap
 from ropewalk.maps.query_scaling import QueryScaling
 from ropewalk.ops import blocks, flash, reference, windowed
 from ropewalk.ops.layout import Layout, Slots, Span
-from ropewalk.ops.rotary import Rotary
+from ropewalk.ops.rotary import Rotary, far_band
 
 Implementation = Literal["auto", "reference", "blocks", "flash"]
 
@@ -32,6 +32,7 @@ def attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     query_scaling: QueryScaling | None = None,
+    far_keys: Tensor | None = None,
     impl: Implementation = "auto",
 ) -> Tensor:
     """Causal attention under a position map, for prefill, chunked prefill and decode.
@@ -55,6 +56,10 @@ def attention(
         softcap: `softcap * tanh(score / softcap)` instead of the score (Gemma 2).
         sinks: (heads,), a logit a head that takes part in the softmax and adds nothing (gpt-oss).
         query_scaling: factor on each query by its true position.
+        far_keys: (batch, key heads, far slots, head_dim), the key slots before the last query's neighbor window,
+            already turned to the far band's `key_positions`, for a map with one far band: a caller that keeps them
+            between calls spares the operator the work. Slots of keys that are far from no query may hold anything.
+            impl="reference" turns the keys itself.
         impl: "auto" chooses; "reference" is the specification, in float32, and holds the whole matrix; "flash" is one
             kernel pass a band; "blocks" is plain tensor operations, for whatever "flash" cannot take. The last two use
             memory linear in the number of keys.
@@ -67,6 +72,8 @@ def attention(
     """
     layout = layout or Layout(query.shape[2], key.shape[2])
     _check(query, key, value, rotary, layout, impl)
+    if far_keys is not None:
+        _check_far_keys(far_keys, key, position_map, layout)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if impl == "flash" and (reason := _flash_lacks(query, key, value, softcap)):
         raise ValueError(f"attention: impl='flash' does not take {reason}; impl='blocks' does")
@@ -76,16 +83,17 @@ def attention(
         q = _take(query, span.rows, span.queries)
         k = _take(key, span.rows, span.keys)
         v = _take(value, span.rows, span.keys)
+        far = None if far_keys is None else _take(far_keys, span.rows, _before(span.keys, far_keys.shape[2]))
         if query_scaling is not None:
             q = (
                 q
                 * query_scaling(torch.arange(k.shape[2] - q.shape[2], k.shape[2], device=q.device)).to(q.dtype)[:, None]
             )
         if chosen == "flash":
-            return flash.attend(q, k, v, position_map, rotary, scale, sinks)
+            return flash.attend(q, k, v, position_map, rotary, scale, sinks, far)
         if chosen == "reference":
             return reference.attend(q, k, v, position_map, rotary, scale, softcap, sinks).to(q.dtype)
-        return blocks.attend(q, k, v, position_map, rotary, scale, softcap, sinks)
+        return blocks.attend(q, k, v, position_map, rotary, scale, softcap, sinks, far)
 
     spans = layout.spans(query.shape[0])
     if len(spans) == 1 and _is_everything(spans[0], query):
@@ -121,6 +129,10 @@ def _log_fallback(reason: str) -> None:
 
 def _take(x: Tensor, rows: slice, slots: Slots) -> Tensor:
     return x[rows][:, :, slots]
+
+
+def _before(slots: Slots, end: int) -> Slots:
+    return slots if isinstance(slots, slice) else slots[slots < end]
 
 
 def _is_everything(span: Span, query: Tensor) -> bool:
@@ -161,3 +173,16 @@ def _check(query: Tensor, key: Tensor, value: Tensor, rotary: Rotary | None, lay
         mask is None or (mask.ndim == 2 and mask.shape[0] == query.shape[0]),
         f"key_mask must be (batch, keys), got {() if mask is None else tuple(mask.shape)} for {shapes}",
     )
+
+
+def _check_far_keys(far_keys: Tensor, key: Tensor, position_map: PositionMap, layout: Layout) -> None:
+    band = far_band(position_map)
+    if band is None:
+        raise ValueError(f"attention: far_keys needs a map with one far band, which {position_map} is not")
+    needed = layout.first_query + layout.query_length - band.first
+    fits = far_keys.ndim == 4 and (*far_keys.shape[:2], far_keys.shape[3]) == (*key.shape[:2], key.shape[3])
+    if not fits or far_keys.shape[2] < needed or far_keys.dtype != key.dtype:
+        raise ValueError(
+            f"attention: far_keys {tuple(far_keys.shape)}, {far_keys.dtype}, do not fit key {tuple(key.shape)}, "
+            f"{key.dtype}: {max(needed, 0)} slots are needed"
+        )

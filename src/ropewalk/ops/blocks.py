@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ropewalk.maps import Band, PositionMap
-from ropewalk.ops.rotary import Rotary, moved
+from ropewalk.ops.rotary import Rotary, band_keys, moved
 
 # Scores held at a time, over all heads: 64 MiB in float32.
 _SCORES_PER_BLOCK = 1 << 24
@@ -29,6 +29,7 @@ def attend(
     scale: float,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    far_keys: Tensor | None = None,
 ) -> Tensor:
     """Attention of one span: queries are the last of the keys. Scores and softmax are float32."""
     keys, queries = key.shape[2], query.shape[2]
@@ -49,6 +50,7 @@ def attend(
             scale,
             softcap,
             sinks,
+            far_keys,
         )
         if torch.is_grad_enabled() and query.requires_grad:
             # Otherwise the backward pass would keep every block's scores.
@@ -67,6 +69,7 @@ def _attend_block(
     scale: float,
     softcap: float | None,
     sinks: Tensor | None,
+    far_keys: Tensor | None,
 ) -> Tensor:
     batch, heads, queries, _ = query.shape
     key_heads, keys = key.shape[1:3]
@@ -79,7 +82,7 @@ def _attend_block(
         if end <= begin:
             continue
         rotated_query = moved(query, band.query_positions, past, rotary)
-        rotated_key = moved(key[:, :, begin:end], band.key_positions, begin, rotary)
+        rotated_key = band_keys(key, band, begin, end, rotary, far_keys)
         grouped = rotated_query.reshape(batch, key_heads, heads // key_heads * queries, -1).float()
         scores = (grouped @ rotated_key.float().transpose(-1, -2) * scale).view(batch, heads, queries, -1)
         if softcap is not None:

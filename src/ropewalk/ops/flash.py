@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ropewalk.maps import Band, PositionMap
-from ropewalk.ops.rotary import Rotary, moved
+from ropewalk.ops.rotary import Rotary, band_keys, moved
 from ropewalk.ops.windowed import causal, merge
 
 _KEYS_PER_PIECE = 2048
@@ -23,6 +23,7 @@ def attend(
     rotary: Rotary | None,
     scale: float,
     sinks: Tensor | None = None,
+    far_keys: Tensor | None = None,
 ) -> Tensor:
     """Attention of one span: queries are the last of the keys."""
     keys, queries = key.shape[2], query.shape[2]
@@ -36,7 +37,8 @@ def attend(
             )
         )
     if split < queries:
-        parts.append(_attend_bands(query[:, :, split:], key, value, position_map.bands, rotary, scale, sinks))
+        bands = position_map.bands
+        parts.append(_attend_bands(query[:, :, split:], key, value, bands, rotary, scale, sinks, far_keys))
     return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 
 
@@ -48,10 +50,11 @@ def _attend_bands(
     rotary: Rotary | None,
     scale: float,
     sinks: Tensor | None,
+    far_keys: Tensor | None = None,
 ) -> Tensor:
     """One pass a band. The nearest band holds every query's own key, so the first pass covers every query."""
     past = key.shape[2] - query.shape[2]
-    if query.shape[2] == 1 and query.device.type == "cpu":
+    if far_keys is None and query.shape[2] == 1 and query.device.type == "cpu":
         bands = tuple(piece for band in bands for piece in _pieces(band, key.shape[2]))
     output = lse = None
     for band in bands:
@@ -64,13 +67,15 @@ def _attend_bands(
         begin = 0 if window is None else max(end - (query.shape[2] - skipped) - window + 1, 0)
         part, part_lse = causal(
             moved(query[:, :, skipped:], band.query_positions, past + skipped, rotary),
-            moved(key[:, :, begin:end], band.key_positions, begin, rotary),
+            band_keys(key, band, begin, end, rotary, far_keys),
             value[:, :, begin:end],
             scale,
             window,
         )
         if output is None or lse is None:
             output, lse = part, part_lse
+        elif not skipped:
+            output, lse = merge(output, lse, part, part_lse)
         else:
             output = output.float()
             output[:, :, skipped:], lse[:, :, skipped:] = merge(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ropewalk.maps import Band, PositionMap
 from ropewalk.maps.positions import TRUE_POSITIONS, PositionFunction
 
 # Position functions whose tables are kept; SelfExtend needs two, maps with a band a group size need many more.
@@ -99,3 +100,16 @@ def moved(x: Tensor, function: PositionFunction, begin: int, rotary: Rotary | No
         return x
     cosine, sine = rotary.shift(function, begin, begin + x.shape[2], x.device)
     return rotary.rotate(x, cosine, sine)
+
+
+def far_band(position_map: PositionMap) -> Band | None:
+    """The band whose keys are turned, if it is the only one and has no end: its view of the keys can be kept."""
+    *near, far = position_map.bands
+    return far if far.stop is None and not far.is_true and all(band.is_true for band in near) else None
+
+
+def band_keys(key: Tensor, band: Band, begin: int, end: int, rotary: Rotary | None, far_keys: Tensor | None) -> Tensor:
+    """Keys `begin .. end - 1` of a span as the band sees them; taken from `far_keys` where it has them."""
+    if far_keys is not None and not band.is_true:
+        return far_keys[:, :, begin:end]
+    return moved(key[:, :, begin:end], band.key_positions, begin, rotary)

@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 
 from ropewalk.integrations.transformers import probe
+from ropewalk.integrations.transformers.far_keys import FarKeys
 from ropewalk.maps import LengthError, PositionMap, SelfExtend
 from ropewalk.maps.query_scaling import QueryScaling
 from ropewalk.ops.api import Implementation, attention
@@ -90,6 +91,7 @@ class LayerPlan:
 
     Args:
         limits: lengths to check; None for a layer that is left alone.
+        far_keys: keeps the far view of the layer's keys; None to turn them at every call.
     """
 
     position_map: PositionMap
@@ -97,6 +99,7 @@ class LayerPlan:
     query_scaling: QueryScaling | None
     impl: Implementation
     limits: Limits | None
+    far_keys: FarKeys | None = None
     # Stands for the plan in a compiled graph, whose operators take no objects.
     handle: int = field(init=False)
 
@@ -105,7 +108,7 @@ class LayerPlan:
         _plans[self.handle] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LayerPlan, (self.position_map, self.rotary, self.query_scaling, self.impl, self.limits)
+        return LayerPlan, (self.position_map, self.rotary, self.query_scaling, self.impl, self.limits, self.far_keys)
 
     def attend(
         self,
@@ -117,6 +120,7 @@ class LayerPlan:
         sinks: Tensor | None,
         scale: float | None,
         softcap: float | None,
+        far_keys: Tensor | None = None,
     ) -> Tensor:
         """`ropewalk.ops.attention` of one call, after a check of what the call asks for."""
         if self.limits is not None:
@@ -136,6 +140,7 @@ class LayerPlan:
             softcap=softcap,
             sinks=sinks,
             query_scaling=self.query_scaling,
+            far_keys=far_keys,
             impl=self.impl,
         )
 
@@ -230,7 +235,8 @@ def attention_forward(
             query, key, value, query_start, layout.key_mask, position_ids, s_aux, scaling, softcap, plan.handle
         )
     else:
-        output = plan.attend(query, key, value, layout, position_ids, s_aux, scaling, softcap)
+        far_keys = None if plan.far_keys is None else plan.far_keys.view(query, key, value, layout)
+        output = plan.attend(query, key, value, layout, position_ids, s_aux, scaling, softcap, far_keys)
     return output.transpose(1, 2).contiguous(), None
 
 
