@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.maps import SELF, Identity, LeakyReRoPE, LengthError, PositionMap, ReRoPE, SelfExtend
 
 if TYPE_CHECKING:
-    from ropewalk.integrations.transformers import Extension, UnsupportedModelError, extend, restore
+    from ropewalk.integrations.transformers.extend import Extension, extend, restore
+    from ropewalk.integrations.transformers.probe import UnsupportedModelError
 
 __version__ = "0.1.0"
 
-_TRANSFORMERS = ("Extension", "UnsupportedModelError", "extend", "restore")
+# What needs transformers, which takes seconds to import: only who asks for it pays.
+_LAZY = {
+    "Extension": "ropewalk.integrations.transformers.extend",
+    "UnsupportedModelError": "ropewalk.integrations.transformers.probe",
+    "extend": "ropewalk.integrations.transformers.extend",
+    "restore": "ropewalk.integrations.transformers.extend",
+}
 
 __all__ = [
     "SELF",
@@ -29,9 +37,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # transformers takes seconds to import: only what needs it pays.
-    if name in _TRANSFORMERS:
-        from ropewalk.integrations import transformers
-
-        return getattr(transformers, name)
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,12 +4,13 @@ import pytest
 from typer.testing import CliRunner
 
 import ropewalk
-from ropewalk import demo, models
 from ropewalk.cli import app
 from ropewalk.cli.progress import duration, size
-from ropewalk.demo import Clock, Reply, Result, Setup, Trial, verdict
+from ropewalk.eval import demo
+from ropewalk.eval.demo import Clock, Reply, Result, Setup, Trial, verdict
 from ropewalk.eval.haystack import Haystack
-from ropewalk.generation import PrefillCost
+from ropewalk.integrations.transformers import models
+from ropewalk.integrations.transformers.generation import PrefillCost
 from ropewalk.testing.saved import save_tiny_model
 
 WINDOW, TOKENS = 512, 900

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 import ropewalk
-from ropewalk import models
 from ropewalk.cli import app
+from ropewalk.integrations.transformers import models
 from ropewalk.testing.saved import save_tiny_model, tiny_tokenizer
 
 WINDOW = 128

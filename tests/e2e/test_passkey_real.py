@@ -10,8 +10,8 @@ import pytest
 
 import ropewalk
 from ropewalk.eval.haystack import passkey
-from ropewalk.generation import generate
-from ropewalk.models import find, load
+from ropewalk.integrations.transformers.generation import generate
+from ropewalk.integrations.transformers.models import find, load
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

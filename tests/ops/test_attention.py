@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from conftest import random_rotary, random_tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensors import random_rotary, random_tensors
 
 from ropewalk.maps import SELF, Identity, LeakyReRoPE, ReRoPE, SelfExtend
 from ropewalk.maps.query_scaling import QueryScaling

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import random_rotary, random_tensors
+from tensors import random_rotary, random_tensors
 from torch.testing import assert_close
 
 from ropewalk.maps import SELF, Identity, LeakyReRoPE, ReRoPE, SelfExtend

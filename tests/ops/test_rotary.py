@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import random_rotary
+from tensors import random_rotary
 
 from ropewalk.maps.positions import Grouped
 from ropewalk.ops import Rotary

@@ -31,10 +31,10 @@ from ropewalk.cli.model_options import (
     VerboseOption,
 )
 from ropewalk.cli.progress import duration
-from ropewalk.models import versions
+from ropewalk.integrations.transformers.models import versions
 
 if TYPE_CHECKING:
-    from ropewalk.demo import Clock, Part, Reply, Result, Setup, Trial, Variant
+    from ropewalk.eval.demo import Clock, Part, Reply, Result, Setup, Trial, Variant
 
 # Any length and window for which every map exists: a mistyped map is found before the model is loaded.
 _ANY_LENGTH, _ANY_WINDOW = 1, 8192
@@ -68,7 +68,7 @@ def command(
     source = model_options.find_model(model)
     began = perf_counter()
     with model_options.running(verbose):
-        from ropewalk import demo
+        from ropewalk.eval import demo
 
         loaded = model_options.load_model(source, dtype, device, trust_remote_code, verbose)
         window = model_options.window_of(loaded, trained_window)
@@ -239,7 +239,7 @@ def _reply(reply: Reply) -> Text:
 def _report(
     setup: Setup, results: list[Result], tokens: int, target_length: int, seed: int, seconds: float
 ) -> dict[str, Any]:
-    from ropewalk import demo
+    from ropewalk.eval import demo
 
     return {
         "model": setup.loaded.source.name,

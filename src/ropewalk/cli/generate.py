@@ -29,11 +29,11 @@ from ropewalk.cli.model_options import (
     VerboseOption,
 )
 from ropewalk.cli.progress import reading, size
-from ropewalk.models import LoadedModel, memory, peak_memory, versions
+from ropewalk.integrations.transformers.models import LoadedModel, memory, peak_memory, versions
 
 if TYPE_CHECKING:
     from ropewalk import Extension
-    from ropewalk.generation import Answer
+    from ropewalk.integrations.transformers.generation import Answer
 
 # Any length and window for which every map exists: a mistyped map is found before the model is loaded.
 _ANY_LENGTH, _ANY_WINDOW = 1, 8192
@@ -191,7 +191,7 @@ def _announce(console: Console, job: _Job, max_new_tokens: int) -> None:
 
 
 def _answer(console: Console, job: _Job, max_new_tokens: int, chunk: int, temperature: float, stream: bool) -> Answer:
-    from ropewalk.generation import generate
+    from ropewalk.integrations.transformers.generation import generate
 
     def show(piece: str) -> None:
         bar.close()

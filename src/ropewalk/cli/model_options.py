@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from ropewalk.cli.errors import UserError, did_you_mean
-from ropewalk.models import Device, Dtype, LoadedModel, ModelError, Source, find, load, quiet
+from ropewalk.integrations.transformers.models import Device, Dtype, LoadedModel, ModelError, Source, find, load, quiet
 
 if TYPE_CHECKING:
     from ropewalk import Extension, PositionMap
@@ -97,7 +97,7 @@ def check(dtype: str, device: str, sliding_window: str = "keep", query_scaling: 
 
 
 def find_model(model: str | None) -> Source:
-    """`ropewalk.models.find`, its errors as the user's."""
+    """Finds a model, with its errors as the user's."""
     try:
         return find(model)
     except ModelError as error:
@@ -105,7 +105,7 @@ def find_model(model: str | None) -> Source:
 
 
 def load_model(source: Source, dtype: str, device: str, trust_remote_code: bool, verbose: bool) -> LoadedModel:
-    """`ropewalk.models.load`, its errors as the user's; says on stderr that it takes a while."""
+    """Loads a model, with its errors as the user's; says on stderr that it takes a while."""
     print(f"Loading {source.name} ...", file=sys.stderr, flush=True)
     try:
         return load(source, dtype, device, trust_remote_code, show_progress=verbose)  # type: ignore[arg-type]

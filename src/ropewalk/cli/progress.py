@@ -27,7 +27,7 @@ def size(number: float) -> str:
 @contextmanager
 def reading(console: Console, label: str = "Reading") -> Iterator[Callable[[int, int], None]]:
     """Shows a prefill's progress while it runs; gives the function to call with the tokens done and to be done."""
-    from ropewalk.generation import PrefillCost
+    from ropewalk.integrations.transformers.generation import PrefillCost
 
     points: list[tuple[int, float]] = []
     began = perf_counter()

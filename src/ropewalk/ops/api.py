@@ -85,10 +85,8 @@ def attention(
         v = _take(value, span.rows, span.keys)
         far = None if far_keys is None else _take(far_keys, span.rows, _before(span.keys, far_keys.shape[2]))
         if query_scaling is not None:
-            q = (
-                q
-                * query_scaling(torch.arange(k.shape[2] - q.shape[2], k.shape[2], device=q.device)).to(q.dtype)[:, None]
-            )
+            tokens = torch.arange(k.shape[2] - q.shape[2], k.shape[2], device=q.device)
+            q = q * query_scaling(tokens).to(q.dtype)[:, None]
         if chosen == "flash":
             return flash.attend(q, k, v, position_map, rotary, scale, sinks, far)
         if chosen == "reference":
@@ -140,39 +138,38 @@ def _is_everything(span: Span, query: Tensor) -> bool:
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, rotary: Rotary | None, layout: Layout, impl: str) -> None:
-    def require(condition: bool, message: str) -> None:
-        if not condition:
-            raise ValueError(f"attention: {message}")
+    problem = _problem(query, key, value, rotary, layout, impl)
+    if problem is not None:
+        shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+        raise ValueError(f"attention: {problem}; {shapes}")
 
-    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
-    require(
-        impl in get_args(Implementation), f"impl must be one of {', '.join(get_args(Implementation))}, got {impl!r}"
-    )
-    require(
-        query.ndim == key.ndim == value.ndim == 4, f"tensors must be (batch, heads, tokens, head_dim), got {shapes}"
-    )
-    require(query.shape[0] == key.shape[0] == value.shape[0], f"batch sizes differ: {shapes}")
-    require(key.shape[1:3] == value.shape[1:3], f"key and value heads or lengths differ: {shapes}")
-    require(query.shape[-1] == key.shape[-1], f"query and key head dimensions differ: {shapes}")
-    require(query.shape[1] % key.shape[1] == 0, f"query heads must be a multiple of key heads: {shapes}")
-    require(query.dtype == key.dtype == value.dtype, f"dtypes differ: {query.dtype}, {key.dtype}, {value.dtype}")
-    require(
-        (layout.query_length, layout.key_length) == (query.shape[2], key.shape[2]),
-        f"layout is for {layout.query_length} queries and {layout.key_length} keys: {shapes}",
-    )
-    require(
-        0 <= layout.first_query <= key.shape[2] - query.shape[2],
-        f"query_start {layout.first_query} leaves no room for {query.shape[2]} queries among {key.shape[2]} keys",
-    )
-    require(
-        rotary is None or rotary.offset + rotary.dim <= query.shape[-1],
-        f"a rotary embedding of {0 if rotary is None else rotary.dim} dimensions does not fit: {shapes}",
-    )
+
+def _problem(query: Tensor, key: Tensor, value: Tensor, rotary: Rotary | None, layout: Layout, impl: str) -> str | None:
+    """What does not fit. Text is made only where something is wrong: a decode step has microseconds to spare."""
+    if impl not in get_args(Implementation):
+        return f"impl must be one of {', '.join(get_args(Implementation))}, got {impl!r}"
+    if not query.ndim == key.ndim == value.ndim == 4:
+        return "tensors must be (batch, heads, tokens, head_dim)"
+    if not query.shape[0] == key.shape[0] == value.shape[0]:
+        return "batch sizes differ"
+    if key.shape[1:3] != value.shape[1:3]:
+        return "key and value heads or lengths differ"
+    if query.shape[-1] != key.shape[-1]:
+        return "query and key head dimensions differ"
+    if query.shape[1] % key.shape[1] != 0:
+        return "query heads must be a multiple of key heads"
+    if not query.dtype == key.dtype == value.dtype:
+        return f"dtypes differ: {query.dtype}, {key.dtype}, {value.dtype}"
+    if (layout.query_length, layout.key_length) != (query.shape[2], key.shape[2]):
+        return f"layout is for {layout.query_length} queries and {layout.key_length} keys"
+    if not 0 <= layout.first_query <= key.shape[2] - query.shape[2]:
+        return f"query_start {layout.first_query} leaves no room for {query.shape[2]} queries among {key.shape[2]} keys"
+    if rotary is not None and rotary.offset + rotary.dim > query.shape[-1]:
+        return f"a rotary embedding of {rotary.dim} dimensions does not fit"
     mask = layout.key_mask
-    require(
-        mask is None or (mask.ndim == 2 and mask.shape[0] == query.shape[0]),
-        f"key_mask must be (batch, keys), got {() if mask is None else tuple(mask.shape)} for {shapes}",
-    )
+    if mask is not None and (mask.ndim != 2 or mask.shape[0] != query.shape[0]):
+        return f"key_mask must be (batch, keys), got {tuple(mask.shape)}"
+    return None
 
 
 def _check_far_keys(far_keys: Tensor, key: Tensor, position_map: PositionMap, layout: Layout) -> None:

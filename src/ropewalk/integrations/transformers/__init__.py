@@ -1,6 +1,4 @@
-"""transformers 5: extend a loaded model in place, and undo it."""
+"""transformers 5: load a model, extend it in place, undo it, and generate from long prompts.
 
-from ropewalk.integrations.transformers.extend import Extension, extend, restore
-from ropewalk.integrations.transformers.probe import UnsupportedModelError
-
-__all__ = ["Extension", "UnsupportedModelError", "extend", "restore"]
+Nothing is imported here: transformers takes seconds to import, and the command line shows its help without it.
+"""

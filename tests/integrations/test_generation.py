@@ -3,7 +3,7 @@ import torch
 from transformers import DynamicCache
 
 import ropewalk
-from ropewalk.generation import PrefillCost, generate, prefill
+from ropewalk.integrations.transformers.generation import PrefillCost, generate, prefill
 from ropewalk.testing import tiny_model
 from ropewalk.testing.saved import tiny_tokenizer
 

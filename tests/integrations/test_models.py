@@ -6,9 +6,19 @@ import torch
 from transformers import DynamicCache
 from transformers.utils import logging
 
-from ropewalk import models
-from ropewalk.generation import prefill
-from ropewalk.models import ModelError, Source, embedded, find, load, memory, peak_memory, quiet, versions
+from ropewalk.integrations.transformers import models
+from ropewalk.integrations.transformers.generation import prefill
+from ropewalk.integrations.transformers.models import (
+    ModelError,
+    Source,
+    embedded,
+    find,
+    load,
+    memory,
+    peak_memory,
+    quiet,
+    versions,
+)
 from ropewalk.testing import tiny_model
 from ropewalk.testing.saved import save_tiny_model
 

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from ropewalk.eval import haystack
 from ropewalk.eval.haystack import Haystack
-from ropewalk.generation import PrefillCost, generate
 from ropewalk.integrations.transformers.extend import SlidingWindowChoice, extend
+from ropewalk.integrations.transformers.generation import PrefillCost, generate
+from ropewalk.integrations.transformers.models import LoadedModel
 from ropewalk.maps import PositionMap
-from ropewalk.models import LoadedModel
 
 Part = Literal["passkey", "book"]
 Variant = Literal["unmodified", "extended"]
