@@ -5,24 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ropewalk.maps import SELF, LeakyReRoPE, ReRoPE, SelfExtend
-from ropewalk.maps.sliding_window import SlidingWindow
+from ropewalk.maps import SelfExtend
 from ropewalk.ops import Layout, Rotary, attention
 from ropewalk.testing.budget import within_budget
+from ropewalk.testing.maps import large_maps
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: make test-gpu on one"),
-]
-
-MAPS = [
-    SelfExtend(8, 256),
-    SelfExtend(7, 300),
-    SELF(9, 0.05, 100),
-    SELF(9, 0.05, 100, "distance"),
-    ReRoPE(257),
-    LeakyReRoPE(3.7, 255),
-    SlidingWindow(255),
 ]
 
 
@@ -37,7 +27,7 @@ def _rotary(dim):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("position_map", MAPS, ids=str)
+@pytest.mark.parametrize("position_map", large_maps(), ids=str)
 @pytest.mark.parametrize("head_dim", [64, 80, 128])
 def test_budget(position_map, dtype, head_dim):
     torch.manual_seed(0)

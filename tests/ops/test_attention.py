@@ -15,21 +15,10 @@ from ropewalk.maps.query_scaling import QueryScaling
 from ropewalk.maps.sliding_window import SlidingWindow
 from ropewalk.ops import Layout, Rotary, api, attention, choose_impl
 from ropewalk.testing.budget import within_budget
-from ropewalk.testing.maps import example_maps
+from ropewalk.testing.maps import example_maps, large_maps
 
 MAPS = [position_map for maps in example_maps().values() for position_map in maps]
 FAST = ["blocks", "flash"]
-
-# Larger than the blocks of the implementations: both sides of their edges are reached.
-LARGE = [
-    SelfExtend(8, 256),
-    SelfExtend(7, 300),
-    SELF(9, 0.05, 100),
-    SELF(9, 0.05, 100, "distance"),
-    ReRoPE(257),
-    LeakyReRoPE(3.7, 255),
-    SlidingWindow(255),
-]
 
 
 def explicit(query, key, value, position_map, rotary):
@@ -76,7 +65,7 @@ def test_small_lengths(position_map, impl, queries):
 
 @pytest.mark.parametrize("impl", FAST)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("position_map", LARGE, ids=str)
+@pytest.mark.parametrize("position_map", large_maps(), ids=str)
 def test_budget(position_map, dtype, impl):
     rotary = random_rotary(32, base=1e4)
     for queries, keys in ((1, 700), (1, 4500), (3, 513), (256, 700), (257, 257), (300, 1100), (700, 700)):

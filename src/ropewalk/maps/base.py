@@ -69,6 +69,10 @@ class PositionMap(ABC):
     start: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
+        for parameter in dataclasses.fields(self):
+            value = getattr(self, parameter.name)
+            if parameter.type == "int":
+                _require(isinstance(value, int), f"{parameter.name} must be a whole number, got {value!r}")
         _require(self.start >= 0, f"start must be 0 or more, got {self.start}")
 
     @property

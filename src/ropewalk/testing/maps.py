@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ropewalk.maps import SELF, Identity, LeakyReRoPE, PositionMap, ReRoPE, SelfExtend
+from ropewalk.maps.sliding_window import SlidingWindow
 
 
 def example_maps() -> dict[str, list[PositionMap]]:
@@ -44,3 +45,16 @@ def example_maps() -> dict[str, list[PositionMap]]:
             LeakyReRoPE(1.5, 5, start=9),
         ],
     }
+
+
+def large_maps() -> list[PositionMap]:
+    """Instances with windows larger than the blocks of the implementations, for texts of a thousand tokens."""
+    return [
+        SelfExtend(8, 256),
+        SelfExtend(7, 300),
+        SELF(9, 0.05, 100),
+        SELF(9, 0.05, 100, "distance"),
+        ReRoPE(257),
+        LeakyReRoPE(3.7, 255),
+        SlidingWindow(255),
+    ]
