@@ -12,13 +12,14 @@ import typer
 
 from ropewalk.cli.errors import UserError, did_you_mean
 from ropewalk.integrations.transformers.models import Device, Dtype, LoadedModel, ModelError, Source, find, load, quiet
+from ropewalk.maps.query_scaling import QueryScalingKind
 
 if TYPE_CHECKING:
     from ropewalk import Extension, PositionMap
 
 _PANEL = "Model"
 _SLIDING_WINDOW = ("keep", "disable")
-_QUERY_SCALING = ("log-n", "yarn")
+_QUERY_SCALING = get_args(QueryScalingKind)
 
 ModelOption = Annotated[
     str | None,

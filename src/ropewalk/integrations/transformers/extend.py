@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from ropewalk.integrations.transformers import attention, far_keys, probe
+from ropewalk.integrations.transformers import attention, far_keys, models, probe
 from ropewalk.integrations.transformers.attention import NAME, PLAN, LayerPlan, Limits
 from ropewalk.maps import Identity, PositionMap, SelfExtend
 from ropewalk.maps.query_scaling import QueryScaling, QueryScalingKind
@@ -244,8 +244,8 @@ def restore(model: PreTrainedModel) -> None:
 
 
 def _trained_window(model: PreTrainedModel) -> int:
-    window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if not isinstance(window, int):
+    window = models.trained_window(model)
+    if window is None:
         raise ValueError(f"{type(model).__name__} does not say how long its training window was: pass trained_window=")
     return window
 

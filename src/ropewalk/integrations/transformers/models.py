@@ -58,8 +58,7 @@ class LoadedModel:
     @property
     def trained_window(self) -> int | None:
         """Tokens that the model says it was trained on."""
-        window = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        return window if isinstance(window, int) else None
+        return trained_window(self.model)
 
     @property
     def dtype(self) -> str:
@@ -68,6 +67,12 @@ class LoadedModel:
     @property
     def device(self) -> str:
         return str(self.model.device)
+
+
+def trained_window(model: PreTrainedModel) -> int | None:
+    """Tokens that a model's configuration says it was trained on; None where it does not say."""
+    window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return window if isinstance(window, int) else None
 
 
 def find(model: str | None) -> Source:
