@@ -1,0 +1,526 @@
+"""Decode attention under a position map: one query a row, every key and value read once, re-rotated in registers.
+
+Split-KV: the keys of a row are dealt out to as many programs as fill the device, and a second kernel merges what they
+found. A key of band i is turned by `phase(b_i(n)) - phase(n)` and the query by `phase(a_i(m)) - phase(m)`, so the
+cache stays as the model wrote it. Lengths and padding are read on the device: nothing about a launch depends on them,
+and a CUDA graph over a static cache replays at any length.
+"""
+
+# mypy: disable-error-code="no-any-return", disallow-untyped-decorators=False
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from itertools import count
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton import knobs
+from triton.language.extra import cuda, libdevice
+
+from ropewalk.maps import PositionMap
+from ropewalk.maps.positions import TRUE_POSITIONS, PositionFunction
+from ropewalk.ops.rotary import Rotary
+
+_INTERPRETED = knobs.runtime.interpret
+
+# Numbers that kernels read.
+_NO_END = tl.constexpr(2**31 - 1)
+_LOG2_E = tl.constexpr(math.log2(math.e))
+_TURN = tl.constexpr(1 / (2 * math.pi))
+# 2 pi in three parts. The first two are short: their products with whole turns are exact even where a multiply-add
+# rounds twice, as in the interpreter.
+_TWO_PI_HIGH = tl.constexpr(6.28125)
+_TWO_PI_MIDDLE = tl.constexpr(127 / 65536)
+_TWO_PI_LOW = tl.constexpr(2 * math.pi - 6.28125 - 127 / 65536)
+# Adding and taking away 1.5 * 2^23 rounds a float32 to a whole number.
+_ROUNDER = tl.constexpr(12582912.0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is tuned for a device.
+
+    Args:
+        block_keys: keys a program reads at a time.
+        warps: of a program.
+        stages: blocks of keys in flight, the one in use included.
+        programs: that a multiprocessor is to run at the same time.
+        registers: of a thread, at most; None leaves it to the compiler.
+        early_merge: whether the programs that merge take their places while the last that read keys still run, and
+            wait for them there. Needs compute capability 9.
+    """
+
+    block_keys: int = 64
+    warps: int = 4
+    stages: int = 3
+    programs: int = 2
+    registers: int | None = None
+    early_merge: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Tables:
+    """A position map as the kernel reads it.
+
+    Args:
+        bands: int32, (bands, 4): first and stop distance, rows of `positions` for the query and for the keys.
+        positions: float32, (functions, capacity): by true position. Row 0 holds the true positions themselves.
+    """
+
+    bands: Tensor
+    positions: Tensor
+
+
+def decode(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    position_map: PositionMap,
+    rotary: Rotary | None,
+    first_slots: Tensor | None,
+    lengths: Tensor | None,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    config: Config | None = None,
+) -> Tensor:
+    """Attention of one query a row to the tokens before it and itself.
+
+    Args:
+        query: (batch, heads, 1, head_dim), bfloat16, float16 or float32, rotated at its true position.
+        key, value: (batch, key heads, slots, head_dim), same dtype; any strides but the last, which is 1. heads is a
+            multiple of key heads. Slots outside `first_slots .. lengths - 1` are never read.
+        first_slots: (batch,), int32 or int64, on the query's device: slot of a row's first token; None for slot 0.
+        lengths: (batch,), likewise: slots up to the query's own, which is in slot `lengths - 1`; None for all slots.
+            A row without slots gives zeros.
+        scale: of the scores.
+        softcap: `softcap * tanh(score / softcap)` instead of the score.
+        sinks: (heads,), a logit a head that takes part in the softmax and adds nothing.
+        config: tuning; by default what is known to be good.
+
+    Returns:
+        (batch, heads, 1, head_dim), in the query's dtype. The same call gives the same bits.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured and the map's tables for so many slots are not yet made; a call
+            before the capture makes them.
+    """
+    batch, heads, _, head_dim = query.shape
+    key_heads, slots = key.shape[1:3]
+    config = config or default_config(head_dim, query.dtype)
+    tables = _tables(position_map, 1 << max(12, (slots - 1).bit_length()), query.device)
+    splits = _splits(batch * key_heads, config.programs * _multiprocessors(query.device))
+    splits = min(splits, triton.cdiv(slots, config.block_keys))
+    pairs = 0 if rotary is None else rotary.dim // 2
+    frequencies = tables.positions if rotary is None else rotary.inverse_frequencies.to(query.device, torch.float32)
+    output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    partials = torch.empty((batch, heads, splits, head_dim), dtype=torch.float32, device=query.device)
+    lse = torch.empty((batch, heads, splits), dtype=torch.float32, device=query.device)
+    groups = heads // key_heads
+    with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
+        _partials_kernel[(splits, key_heads, batch)](
+            query,
+            key,
+            value,
+            partials,
+            lse,
+            tables.bands,
+            tables.positions,
+            frequencies,
+            lengths,
+            first_slots,
+            slots,
+            splits,
+            tables.bands.shape[0],
+            tables.positions.shape[1],
+            min(position_map.start, _NO_END.value),
+            scale,
+            softcap,
+            *query.stride()[:2],
+            *key.stride()[:3],
+            *value.stride()[:3],
+            head_dim=head_dim,
+            pairs=pairs,
+            offset=0 if rotary is None else rotary.offset,
+            interleaved=rotary is not None and rotary.interleaved,
+            groups=groups,
+            block_keys=config.block_keys,
+            block_bands=triton.next_power_of_2(tables.bands.shape[0]),
+            # The interpreter has no fast sine; float32 wants the exact one.
+            fast_sine=not _INTERPRETED and query.dtype != torch.float32,
+            early_merge=config.early_merge,
+            num_warps=config.warps,
+            num_stages=config.stages,
+            maxnreg=config.registers,
+            # A phase is a product rounded to float32, as the model rounds it: it must not melt into the next addition.
+            enable_fp_fusion=False,
+        )
+        _merge_kernel[(heads, batch)](
+            partials,
+            lse,
+            sinks,
+            output,
+            splits,
+            head_dim=head_dim,
+            block_splits=min(64, triton.next_power_of_2(splits)),
+            early_merge=config.early_merge,
+            launch_pdl=config.early_merge,
+        )
+    return output
+
+
+def default_config(head_dim: int, dtype: torch.dtype) -> Config:
+    """A configuration that fits a device's shared memory."""
+    wide = triton.next_power_of_2(head_dim) * dtype.itemsize
+    return Config() if wide <= 256 else Config(block_keys=32) if wide <= 512 else Config(block_keys=16)
+
+
+@cache
+def _tables(position_map: PositionMap, capacity: int, device: torch.device) -> _Tables:
+    """Kept for good, as captured graphs point to them. Capacities are powers of two, so all of a map's together hold
+    less than twice what the largest does."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"decode: a CUDA graph is being captured, but the tables of {position_map} for {capacity} slots are not "
+            "yet made; call decode once with these tensors before the capture"
+        )
+    bands = [band for band in position_map.bands if band.first < capacity]
+    functions: dict[PositionFunction, int] = {TRUE_POSITIONS: 0}
+    rows = []
+    for band in bands:
+        stop = _NO_END.value if band.stop is None else min(band.stop, _NO_END.value)
+        first_row = functions.setdefault(band.query_positions, len(functions))
+        rows.append((band.first, stop, first_row, functions.setdefault(band.key_positions, len(functions))))
+    with torch.inference_mode(False), torch.no_grad():
+        tokens = torch.arange(capacity, device=device)
+        positions = torch.stack([function(tokens).float() for function in functions])
+        return _Tables(torch.tensor(rows, dtype=torch.int32, device=device), positions)
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 4  # the interpreter's, enough to split what tests give it
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def _splits(rows: int, programs: int) -> int:
+    """Programs a row of keys is dealt out to: as many as run at once or, where rows alone do not go into that evenly,
+    so many that the last round of programs is not much emptier than the others."""
+
+    def fullness(splits: int) -> float:
+        return rows * splits / (math.ceil(rows * splits / programs) * programs)
+
+    return next(splits for splits in count(max(1, programs // rows)) if fullness(splits) >= 0.9)
+
+
+@triton.jit(do_not_specialize=["slots", "splits", "bands", "capacity", "start"])
+def _partials_kernel(
+    query: tl.tensor,
+    key: tl.tensor,
+    value: tl.tensor,
+    partials: tl.tensor,
+    lse: tl.tensor,
+    band_table: tl.tensor,
+    positions: tl.tensor,
+    frequencies: tl.tensor,
+    lengths: tl.tensor,
+    first_slots: tl.tensor,
+    slots: tl.tensor,
+    splits: tl.tensor,
+    bands: tl.tensor,
+    capacity: tl.tensor,
+    start: tl.tensor,
+    scale: tl.tensor,
+    softcap: tl.tensor,
+    query_batch: tl.tensor,
+    query_head: tl.tensor,
+    key_batch: tl.tensor,
+    key_head: tl.tensor,
+    key_slot: tl.tensor,
+    value_batch: tl.tensor,
+    value_head: tl.tensor,
+    value_slot: tl.tensor,
+    head_dim: tl.constexpr,
+    pairs: tl.constexpr,
+    offset: tl.constexpr,
+    interleaved: tl.constexpr,
+    groups: tl.constexpr,
+    block_keys: tl.constexpr,
+    block_bands: tl.constexpr,
+    fast_sine: tl.constexpr,
+    early_merge: tl.constexpr,
+) -> None:
+    """One program: a share of the keys of one key head, for the queries that share them.
+
+    Writes to partials (batch, heads, splits, head_dim) the softmax-weighted mean of its values, to lse (batch, heads,
+    splits) the base-2 logarithm of the weights' sum; zeros and -inf where its share is empty.
+    """
+    if early_merge:
+        cuda.gdc_launch_dependents()
+    # A product of matrices takes 16 rows and 16 terms at least.
+    block_rows: tl.constexpr = max(16, triton.next_power_of_2(groups))
+    block_dim: tl.constexpr = max(16, triton.next_power_of_2(head_dim))
+    split = tl.program_id(0)
+    kv_head = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(2).to(tl.int64)
+
+    # The queries that share the key head, (block_rows, pairs) twice and (block_rows, other dimensions).
+    rows = tl.arange(0, block_rows)
+    heads = kv_head * groups + rows
+    is_query = rows < groups
+    queries = query + row * query_batch
+    if pairs > 0:
+        pair = tl.arange(0, max(16, triton.next_power_of_2(pairs)))
+        frequency = tl.load(frequencies + pair, mask=pair < pairs, other=0.0)[None, :]  # (1, pairs)
+        query_first, query_second = _load_pairs(queries, heads * query_head, is_query, pairs, offset, interleaved)
+        query_first, query_second = query_first.to(tl.float32), query_second.to(tl.float32)
+    if head_dim > 2 * pairs:
+        query_rest = _load_rest(queries, heads * query_head, is_query, head_dim, pairs, offset)
+
+    length = slots
+    if lengths is not None:
+        length = tl.minimum(tl.load(lengths + row).to(tl.int32), slots)
+    first_slot = 0
+    if first_slots is not None:
+        first_slot = tl.load(first_slots + row).to(tl.int32)
+    token = tl.maximum(length - 1 - first_slot, 0)  # the query's true position
+    unmapped = token < start
+
+    # Tiles are counted from the beginning of each band's slots, so that each lies in one band, and dealt out evenly.
+    every_begin, every_end = _band_slots(
+        band_table, tl.arange(0, block_bands), bands, length, first_slot, unmapped
+    )  # (block_bands,)
+    tiles = tl.sum(tl.cdiv(tl.maximum(every_end - every_begin, 0), block_keys))
+    share = tl.cdiv(tiles, splits)
+    share_begin = split * share
+    share_end = tl.minimum(share_begin + share, tiles)
+
+    offsets = tl.arange(0, block_keys)
+    dims = tl.arange(0, block_dim)
+    keys = key + row * key_batch + kv_head * key_head
+    values = value + row * value_batch + kv_head * value_head
+    accumulated = tl.zeros([block_rows, block_dim], tl.float32)
+    # Summed over the keys at the end alone: threads then need not meet in every tile.
+    weights = tl.zeros([block_rows, block_keys], tl.float32)
+    largest = tl.full([block_rows], float("-inf"), tl.float32)
+    tiles_before = 0
+    for band in range(bands):
+        band_begin, band_end = _band_slots(band_table, band, bands, length, first_slot, unmapped)
+        band_tiles = tl.cdiv(tl.maximum(band_end - band_begin, 0), block_keys)
+        begin = tl.maximum(share_begin - tiles_before, 0)
+        end = tl.minimum(share_end - tiles_before, band_tiles)
+        tiles_before += band_tiles
+        if begin < end:
+            if pairs > 0:
+                query_row = tl.where(unmapped, 0, tl.load(band_table + 4 * band + 2)).to(tl.int64)
+                key_row = tl.where(unmapped, 0, tl.load(band_table + 4 * band + 3)).to(tl.int64)
+                key_positions = positions + key_row * capacity
+                turned_first, turned_second = _turn(
+                    query_first,
+                    query_second,
+                    tl.load(positions + query_row * capacity + token),
+                    token.to(tl.float32),
+                    frequency,
+                    fast_sine,
+                )
+                turned_first = turned_first.to(query.dtype.element_ty)
+                turned_second = turned_second.to(query.dtype.element_ty)
+            for tile in range(begin, end):
+                slot = band_begin + tile * block_keys
+                inside = slot + offsets < band_end  # (block_keys,)
+                tile_keys = keys + slot.to(tl.int64) * key_slot
+                scores = tl.zeros([block_rows, block_keys], tl.float32)
+                if pairs > 0:
+                    tokens = slot - first_slot + offsets  # (block_keys,), true positions
+                    mapped = tl.load(key_positions + tokens, mask=inside, other=0.0)  # (block_keys,)
+                    first, second = _load_pairs(
+                        tile_keys, offsets * key_slot, inside, pairs, offset, interleaved
+                    )  # (block_keys, pairs) each
+                    first, second = _turn(
+                        first.to(tl.float32),
+                        second.to(tl.float32),
+                        mapped[:, None],
+                        tokens.to(tl.float32)[:, None],
+                        frequency,
+                        fast_sine,
+                    )
+                    first, second = first.to(key.dtype.element_ty), second.to(key.dtype.element_ty)
+                    scores = tl.dot(turned_first, tl.trans(first), scores, input_precision="ieee")
+                    scores = tl.dot(turned_second, tl.trans(second), scores, input_precision="ieee")
+                if head_dim > 2 * pairs:
+                    rest = _load_rest(
+                        tile_keys, offsets * key_slot, inside, head_dim, pairs, offset
+                    )  # (block_keys, others)
+                    scores = tl.dot(query_rest, tl.trans(rest), scores, input_precision="ieee")
+                scores *= scale
+                if softcap is not None:
+                    # tanh from an exponential of what is never positive, which cannot overflow.
+                    decay = tl.exp(-2 * tl.abs(scores) / softcap)
+                    capped = softcap * (1 - decay) / (1 + decay)
+                    scores = tl.where(scores < 0, -capped, capped)
+                scores = tl.where(inside[None, :], scores * _LOG2_E, float("-inf"))
+                # Every tile holds a key that is seen: after the first one the largest score is finite.
+                new_largest = tl.maximum(largest, tl.max(scores, 1))
+                fade = tl.exp2(largest - new_largest)[:, None]
+                largest = new_largest
+                probabilities = tl.exp2(scores - largest[:, None])
+                weights = tl.fma(weights, tl.broadcast_to(fade, weights.shape), probabilities)
+                # Unseen values may be anything, NaN included, which a probability of zero would not silence.
+                tile_values = tl.load(
+                    values + slot.to(tl.int64) * value_slot + offsets[:, None] * value_slot + dims[None, :],
+                    mask=inside[:, None] & (dims < head_dim)[None, :],
+                    other=0.0,
+                )  # (block_keys, block_dim)
+                probabilities = probabilities.to(value.dtype.element_ty)
+                accumulated = tl.dot(probabilities, tile_values, accumulated * fade, input_precision="ieee")
+
+    total = tl.sum(weights, 1)
+    total = tl.where(total > 0, total, 1.0)
+    at = (row * tl.num_programs(1) * groups + heads) * splits + split  # (block_rows,)
+    tl.store(lse + at, largest + tl.log2(total), mask=is_query)
+    tl.store(
+        partials + at[:, None] * head_dim + dims[None, :],
+        accumulated / total[:, None],
+        mask=is_query[:, None] & (dims < head_dim)[None, :],
+    )
+
+
+@triton.jit(do_not_specialize=["splits"])
+def _merge_kernel(
+    partials: tl.tensor,
+    lse: tl.tensor,
+    sinks: tl.tensor,
+    output: tl.tensor,
+    splits: tl.tensor,
+    head_dim: tl.constexpr,
+    block_splits: tl.constexpr,
+    early_merge: tl.constexpr,
+) -> None:
+    """One program: one head's output (batch, heads, 1, head_dim) from what the splits found, always in their order."""
+    if early_merge:
+        cuda.gdc_wait()
+    head = tl.program_id(0)
+    at = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + head
+    dims = tl.arange(0, triton.next_power_of_2(head_dim))
+    merged = tl.zeros([triton.next_power_of_2(head_dim)], tl.float32)
+    largest = float("-inf")
+    total = 0.0
+    if sinks is not None:
+        largest = tl.load(sinks + head).to(tl.float32) * _LOG2_E
+        total = 1.0
+    for begin in range(0, splits, block_splits):
+        split = begin + tl.arange(0, block_splits)
+        exists = split < splits
+        sizes = tl.load(lse + at * splits + split, mask=exists, other=float("-inf"))  # (block_splits,)
+        parts = tl.load(
+            partials + (at * splits + split)[:, None] * head_dim + dims[None, :],
+            mask=exists[:, None] & (dims < head_dim)[None, :],
+            other=0.0,
+        )  # (block_splits, block_dim)
+        new_largest = tl.maximum(largest, tl.max(sizes, 0))
+        # Where nothing is seen, all is -inf, and so would be its difference from itself.
+        reference = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+        fade = tl.exp2(largest - reference)
+        weights = tl.exp2(sizes - reference)
+        total = total * fade + tl.sum(weights, 0)
+        merged = merged * fade + tl.sum(weights[:, None] * parts, 0)
+        largest = new_largest
+    merged = merged / tl.where(total > 0, total, 1.0)
+    tl.store(output + at * head_dim + dims, merged.to(output.dtype.element_ty), mask=dims < head_dim)
+
+
+@triton.jit
+def _band_slots(
+    band_table: tl.tensor,
+    band: tl.tensor,
+    bands: tl.tensor,
+    length: tl.tensor,
+    first_slot: tl.tensor,
+    unmapped: tl.tensor,
+) -> tuple[tl.tensor, tl.tensor]:
+    """First slot and end of what the query sees through a band, or through each of a vector of bands.
+
+    A query before the map's start sees all there is through the first one.
+    """
+    first = tl.load(band_table + 4 * band, mask=band < bands, other=0)
+    stop = tl.load(band_table + 4 * band + 1, mask=band < bands, other=0)
+    first = tl.where(unmapped, 0, first)
+    stop = tl.where(unmapped, tl.where(band == 0, _NO_END, 0), stop)
+    return tl.maximum(length - stop, first_slot), length - first
+
+
+@triton.jit
+def _load_pairs(
+    pointer: tl.tensor,
+    offsets: tl.tensor,
+    exists: tl.tensor,
+    pairs: tl.constexpr,
+    offset: tl.constexpr,
+    interleaved: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """The two dimensions of every rotated pair, (offsets, pairs) each; zeros where there is nothing."""
+    block_pairs: tl.constexpr = max(16, triton.next_power_of_2(pairs))
+    pointers = pointer + offset + offsets[:, None]
+    if interleaved:
+        dims = tl.arange(0, 2 * block_pairs)
+        both = tl.load(pointers + dims[None, :], mask=exists[:, None] & (dims < 2 * pairs)[None, :], other=0.0)
+        return tl.split(tl.reshape(both, (offsets.shape[0], block_pairs, 2)))
+    dims = tl.arange(0, block_pairs)
+    mask = exists[:, None] & (dims < pairs)[None, :]
+    first = tl.load(pointers + dims[None, :], mask=mask, other=0.0)
+    return first, tl.load(pointers + (dims + pairs)[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _load_rest(
+    pointer: tl.tensor,
+    offsets: tl.tensor,
+    exists: tl.tensor,
+    head_dim: tl.constexpr,
+    pairs: tl.constexpr,
+    offset: tl.constexpr,
+) -> tl.tensor:
+    """The dimensions around the rotated ones, (offsets, others); zeros where there is nothing."""
+    rest: tl.constexpr = head_dim - 2 * pairs
+    dims = tl.arange(0, max(16, triton.next_power_of_2(rest)))
+    at = dims + 2 * pairs
+    if offset > 0:
+        at = tl.where(dims < offset, dims, at)
+    return tl.load(pointer + offsets[:, None] + at[None, :], mask=exists[:, None] & (dims < rest)[None, :], other=0.0)
+
+
+@triton.jit
+def _turn(
+    first: tl.tensor,
+    second: tl.tensor,
+    mapped: tl.tensor,
+    true: tl.tensor,
+    frequency: tl.tensor,
+    fast_sine: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Pairs, float32 (tokens, pairs), turned from their `true` positions to their `mapped` ones, (tokens, 1) or scalar.
+
+    The phases are float32, as the model's are; the angle between them is taken as if exactly.
+    """
+    to = mapped * frequency
+    come = true * frequency
+    angle = to - come
+    # What the difference lost: exact as long as the phase it leads to is at most twice the one it comes from.
+    lost = to - (angle + come)
+    turns = tl.fma(angle, tl.full(angle.shape, _TURN, tl.float32), tl.full(angle.shape, _ROUNDER, tl.float32))
+    turns = _ROUNDER - turns  # negative
+    angle = tl.fma(turns, tl.full(angle.shape, _TWO_PI_HIGH, tl.float32), angle)
+    angle = tl.fma(turns, tl.full(angle.shape, _TWO_PI_MIDDLE, tl.float32), angle)
+    angle = tl.fma(turns, tl.full(angle.shape, _TWO_PI_LOW, tl.float32), angle) + lost
+    if fast_sine:
+        cosine, sine = libdevice.fast_cosf(angle), libdevice.fast_sinf(angle)
+    else:
+        cosine, sine = tl.cos(angle), tl.sin(angle)
+    return tl.fma(first, cosine, -(second * sine)), tl.fma(second, cosine, first * sine)
