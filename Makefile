@@ -14,7 +14,7 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-real test-gpu lint types docs-test bench clean
+.PHONY: help demo test test-real test-gpu lint types docs-test bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,9 @@ docs-test: $(VENV)/.dev  ## run the README's examples
 
 bench: $(VENV)/.package  ## CPU attention under a map, as a ratio to plain attention
 	$(BIN)/python benchmarks/attention_cpu.py $(ARGS)
+
+bench-gpu: $(VENV)/.dev  ## GPU attention under a map, as a ratio to the fastest plain attention
+	$(BIN)/python benchmarks/attention_gpu.py $(ARGS)
 
 clean:  ## remove the environment, caches and build output
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +22,7 @@ from statistics import median, quantiles
 import torch
 from rich.console import Console
 from rich.table import Table
+from rows import commit, processor
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -153,24 +152,14 @@ def _cells(row: dict[str, object]) -> list[str]:
 
 
 def _facts() -> dict[str, object]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
-        "device": _processor(),
+        "device": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "ropewalk": ropewalk.__version__,
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "command": " ".join(["python", *sys.argv]),
     }
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":
