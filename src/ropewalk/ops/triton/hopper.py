@@ -203,9 +203,14 @@ def _thread_sums(p):
 
 
 @gluon.jit
-def _softmax(s, m, l, scale, MASKED: gl.constexpr):
-    """One step of the online softmax, in powers of two: weights, row maximum, row sums, factor of what came before."""
-    m_new = gl.maximum(m, gl.max(s, 1) * scale)
+def _maximum(s, m, scale):
+    """Row maximum of the scores so far, in powers of two."""
+    return gl.maximum(m, gl.max(s, 1) * scale)
+
+
+@gluon.jit
+def _weights(s, m, m_new, l, scale, MASKED: gl.constexpr):
+    """The rest of a step of the online softmax: weights, row sums by thread, and the factor of what came before."""
     shift = m_new
     if MASKED:
         shift = gl.where(m_new == float("-inf"), 0.0, m_new)
@@ -213,7 +218,7 @@ def _softmax(s, m, l, scale, MASKED: gl.constexpr):
     alpha = gl.exp2(m - shift)
     sums = _thread_sums(p)
     l = l * gl.convert_layout(alpha, gl.SliceLayout(1, sums.type.layout))[:, None] + sums
-    return p, m_new, l, alpha
+    return p, l, alpha
 
 
 @gluon.jit
@@ -237,13 +242,16 @@ def _step(
         _release(i % STAGES, CONSUMERS)
     if MASKED:
         s = _mask(s, row, j, low, high, KEYS, S_LAYOUT)
-    x, m, l, alpha = _softmax(s, m, l, scale, MASKED)
-    x = gl.convert_layout(x.to(v_buffer.dtype), P_LAYOUT)
-    # The product reads the old weights until here: they must not share registers with the new ones.
-    o, p, x = warpgroup_mma_wait(0, deps=[o, p, x])
+    m_new = _maximum(s, m, scale)
+    # The product reads the old weights until here: then the new ones can take their registers.
+    o, p = warpgroup_mma_wait(0, deps=[o, p])
     if before + STAGES <= last:
         _release(STAGES + before % STAGES, CONSUMERS)
-    return x, m, l, alpha, o
+    x, l, alpha = _weights(s, m, m_new, l, scale, MASKED)
+    x = gl.convert_layout(x.to(v_buffer.dtype), P_LAYOUT)
+    # Nothing is under way: this only keeps the compiler from carrying the weights one by one.
+    x = warpgroup_mma_wait(0, deps=[x])
+    return x, m_new, l, alpha, o
 
 
 @gluon.jit
@@ -280,7 +288,9 @@ def _consume(
         _release(0, CONSUMERS)
     # The window is no smaller than a tile: it hides nothing of the newest one.
     s = _mask(s, row, near_top, 0, None, KEYS, S_LAYOUT)
-    x, m, l, alpha = _softmax(s, m, l, scale, True)
+    m_new = _maximum(s, m, scale)
+    x, l, alpha = _weights(s, m, m_new, l, scale, True)
+    m = m_new
     p = gl.convert_layout(x.to(v_buffer.dtype), P_LAYOUT)
     mbarrier.wait(k_full.index(1 % STAGES), (1 // STAGES) & 1, pred=last > 0)
     for i in range(1, masked):
