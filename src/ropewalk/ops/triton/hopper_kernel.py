@@ -5,8 +5,8 @@ sees, oldest key left (n: near, f: far, full tiles; d: the diagonal, e: the edge
 
     f f f f e n n n d
 
-All go through one online softmax. The band changes from key to key only in e, which is taken twice, once as a masked
-near and once as a masked far tile: that is what two bands cost beyond one.
+All go through one online softmax, masked tiles first. The band changes from key to key only in e, which is taken twice,
+once as a masked near and once as a masked far tile: that is what two bands cost beyond one.
 """
 
 from __future__ import annotations
@@ -274,7 +274,7 @@ def _consume(
     mbarrier.wait(k_full.index(0), 0)
     s = _scores(q_buffer, c, k_buffer, 0, ROWS, KEYS, D, S_LAYOUT, STAGES)
     s = warpgroup_mma_wait(0, deps=[s])
-    if STAGES <= last:
+    if last >= STAGES:
         _release(0, CONSUMERS)
     # The window is no smaller than a tile: it hides nothing of the newest one.
     s = _mask(s, row, near_top, 0, None, KEYS, S_LAYOUT)
