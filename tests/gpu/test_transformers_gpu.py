@@ -7,6 +7,8 @@ import torch
 
 pytest.importorskip("transformers")
 
+from transformers import StaticCache
+
 import ropewalk
 from ropewalk.testing import tiny_model
 
@@ -33,6 +35,32 @@ def test_generate_equals_cpu(model, cache):
         with ropewalk.extend(on_cpu, ropewalk.SelfExtend(4, 16)):
             expected = on_cpu.generate(ids, max_new_tokens=12, min_new_tokens=12, do_sample=False)
         assert tokens.tolist() == expected[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_decoding_in_a_cuda_graph(model, masked):
+    """torch.compile captures a step of a static cache; every later step replays it."""
+    ids = torch.randint(3, 90, (2, 60), device="cuda")
+    mask = torch.ones(2, 80, dtype=torch.long, device="cuda")
+    if masked:
+        mask[0, :25] = 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    compiled = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
+
+    def step(forward, cache, i):
+        arguments = {"attention_mask": mask[:, : i + 1], "position_ids": positions[:, i : i + 1]} if masked else {}
+        torch.compiler.cudagraph_mark_step_begin()
+        return forward(ids[:, i : i + 1], past_key_values=cache, **arguments).logits.clone()
+
+    with ropewalk.extend(model, ropewalk.SelfExtend(4, 16)), torch.inference_mode():
+        outputs = []
+        for forward in (model.forward, compiled):
+            cache = StaticCache(config=model.config, max_cache_len=80)
+            arguments = {"attention_mask": mask[:, :40], "position_ids": positions[:, :40]} if masked else {}
+            model(ids[:, :40], past_key_values=cache, **arguments)
+            outputs.append(torch.cat([step(forward, cache, i) for i in range(40, 60)], dim=1))
+    tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=tolerance)
 
 
 def test_left_padded_batch_equals_its_rows_alone():

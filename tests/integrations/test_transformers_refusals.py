@@ -110,7 +110,7 @@ def test_arguments(arguments, error, message):
     ("options", "message"),
     [
         ({"sliding_window": "off"}, "sliding_window must be 'keep' or 'disable', got 'off'"),
-        ({"impl": "fast"}, "impl must be one of auto, reference, blocks, flash, got 'fast'"),
+        ({"impl": "fast"}, "impl must be one of auto, reference, blocks, flash, fused, got 'fast'"),
         ({"query_scaling": "ntk"}, "query scaling must be one of log-n, yarn, got 'ntk'"),
         ({"trained_window": 0}, "trained_window must be 1 or more, got 0"),
     ],

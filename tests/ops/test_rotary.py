@@ -64,3 +64,11 @@ def test_tables_made_in_inference_mode_serve_gradients():
     leaf = x.clone().requires_grad_()
     moved(leaf, function, 0, rotary).sum().backward()
     assert leaf.grad is not None
+
+
+def test_frequencies_are_copied_to_a_device_once():
+    rotary = Rotary(torch.tensor([1.0, 0.5], dtype=torch.float64))
+    frequencies = rotary.frequencies(torch.device("meta"))
+    assert frequencies.device.type == "meta"
+    assert frequencies.dtype == torch.float32
+    assert rotary.frequencies(torch.device("meta")) is frequencies

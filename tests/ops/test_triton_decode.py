@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 import triton_interpreter  # noqa: F401
@@ -11,6 +13,7 @@ from torch.testing import assert_close
 from ropewalk.maps import SELF, Identity, LeakyReRoPE, ReRoPE, SelfExtend
 from ropewalk.maps.sliding_window import SlidingWindow
 from ropewalk.ops import Rotary, reference
+from ropewalk.ops.triton import decode as kernels
 from ropewalk.ops.triton.decode import Config, _splits, _tables, decode
 from ropewalk.testing.budget import truth, within_budget
 from ropewalk.testing.maps import example_maps, large_maps
@@ -215,6 +218,17 @@ def test_tables_are_not_made_while_a_graph_is_captured(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match=r"tables of SelfExtend\(group_size=3, window=77\) for 4096 slots"):
         _tables(SelfExtend(3, 77), 4096, torch.device("cuda"))
+
+
+def test_tables_are_made_in_memory_of_their_own(monkeypatch):
+    """Not in a CUDA graph's pool, which takes what the thread that warms it up allocates."""
+    threads = []
+    monkeypatch.setattr(kernels, "_make_tables", lambda *arguments: threads.append(threading.get_ident()))
+    for _ in range(2):
+        _tables(SelfExtend(3, 78), 4096, DEVICE)
+    _tables.cache_clear()
+    assert len(threads) == 1
+    assert threads != [threading.get_ident()]
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a CUDA device")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 import triton_interpreter  # noqa: F401
 
-from ropewalk.ops.triton.prefill import PrefillConfig, banded, default_config
+from ropewalk.ops.triton.prefill import PrefillConfig, banded
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -323,10 +322,3 @@ def test_head_dim_must_be_a_multiple_of_eight():
 def test_config_whose_tiles_do_not_fit():
     with pytest.raises(ValueError, match="edge_keys must divide block_keys"):
         PrefillConfig(64, 32, 64, 4, 2, 1)
-
-
-@pytest.mark.parametrize(("limit", "expected"), [(232448, 128), (166912, 64), (101376, 32), (1, 32)])
-def test_default_config_fits_the_gpu(limit, expected, monkeypatch):
-    properties = SimpleNamespace(shared_memory_per_block_optin=limit)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    assert default_config(96, torch.float16, torch.device("cuda")).block_keys == expected

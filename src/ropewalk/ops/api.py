@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import os
 from functools import cache
 from typing import Literal, get_args
 
@@ -12,10 +14,21 @@ from torch import Tensor
 from ropewalk.maps import PositionMap
 from ropewalk.maps.query_scaling import QueryScaling
 from ropewalk.ops import blocks, flash, reference, windowed
-from ropewalk.ops.layout import Layout, Slots, Span
+from ropewalk.ops.layout import Layout, Slots, Span, Step
 from ropewalk.ops.rotary import Rotary, far_band
 
-Implementation = Literal["auto", "reference", "blocks", "flash"]
+Implementation = Literal["auto", "reference", "blocks", "flash", "fused"]
+
+_IMPLEMENTATIONS = get_args(Implementation)
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# What is wrong with this installation for Triton kernels; looked up without importing Triton, which takes long.
+_NO_KERNELS = (
+    "ROCm"
+    if torch.version.hip
+    else None
+    if importlib.util.find_spec("triton")
+    else "this installation, which has no Triton"
+)
 
 logger = logging.getLogger("ropewalk")
 
@@ -59,10 +72,12 @@ def attention(
         far_keys: (batch, key heads, far slots, head_dim), the key slots before the last query's neighbor window,
             already turned to the far band's `key_positions`, for a map with one far band: a caller that keeps them
             between calls spares the operator the work. Slots of keys that are far from no query may hold anything.
-            impl="reference" turns the keys itself.
-        impl: "auto" chooses; "reference" is the specification, in float32, and holds the whole matrix; "flash" is one
-            kernel pass a band; "blocks" is plain tensor operations, for whatever "flash" cannot take. The last two use
-            memory linear in the number of keys.
+            impl="reference" turns the keys itself, and so does "fused" for one query.
+        impl: "auto" chooses; "reference" is the specification, in float32, and holds the whole matrix; "fused" is one
+            kernel for near and far keys, on CUDA devices; "flash" is one kernel pass a band; "blocks" is plain tensor
+            operations, for whatever the others cannot take. The last three use memory linear in the number of keys.
+            For one query a row without gaps "fused" does not wait for the device: a tensor `query_start` is not read,
+            and what lies past the last key slot counts as that slot. torch.compile does not trace "fused".
 
     Returns:
         (batch, heads, queries, value_dim), in the query's dtype.
@@ -72,12 +87,17 @@ def attention(
     """
     layout = layout or Layout(query.shape[2], key.shape[2])
     _check(query, key, value, rotary, layout, impl)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    chosen = choose_impl(query, key, value, softcap) if impl == "auto" else impl
+    if impl in _LACKS and (reason := _LACKS[impl](query, key, value, softcap)):
+        raise ValueError(f"attention: impl={impl!r} does not take {reason}; impl='blocks' does")
+    step = layout.step(query.shape[0], query.device) if chosen == "fused" and layout.query_length == 1 else None
+    if step is None or not isinstance(layout.query_start, Tensor):
+        _check_start(layout)
     if far_keys is not None:
         _check_far_keys(far_keys, key, position_map, layout)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if impl == "flash" and (reason := _flash_lacks(query, key, value, softcap)):
-        raise ValueError(f"attention: impl='flash' does not take {reason}; impl='blocks' does")
-    chosen = choose_impl(query, key, value, softcap) if impl == "auto" else impl
+    if step is not None:
+        return attend_step(query, key, value, position_map, rotary, step, scale, softcap, sinks, query_scaling)
 
     def attend(span: Span) -> Tensor:
         q = _take(query, span.rows, span.queries)
@@ -87,6 +107,10 @@ def attention(
         if query_scaling is not None:
             tokens = torch.arange(k.shape[2] - q.shape[2], k.shape[2], device=q.device)
             q = q * query_scaling(tokens).to(q.dtype)[:, None]
+        if chosen == "fused":
+            from ropewalk.ops import fused
+
+            return fused.attend(q, k, v, position_map, rotary, scale, softcap, sinks, far)
         if chosen == "flash":
             return flash.attend(q, k, v, position_map, rotary, scale, sinks, far)
         if chosen == "reference":
@@ -102,13 +126,77 @@ def attention(
     return output
 
 
-def choose_impl(query: Tensor, key: Tensor, value: Tensor, softcap: float | None = None) -> Literal["flash", "blocks"]:
-    """The implementation that "auto" means for these tensors; the reason for the slower one is logged once."""
-    reason = _flash_lacks(query, key, value, softcap)
-    if reason is None:
-        return "flash"
-    _log_fallback(reason)
-    return "blocks"
+def attend_step(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    position_map: PositionMap,
+    rotary: Rotary | None,
+    step: Step,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    query_scaling: QueryScaling | None = None,
+) -> Tensor:
+    """`attention` of one query a row that impl="fused" takes, whose slots are known already. Nothing is checked."""
+    from ropewalk.ops import fused
+
+    if query_scaling is not None:
+        factors = step.query_factors.get(query_scaling)
+        if factors is None:
+            factors = query_scaling(step.positions(key.shape[2], query.device))[:, None, None, None]
+            step.query_factors[query_scaling] = factors
+        query = query * factors.to(query.dtype)
+    return fused.attend_step(query, key, value, position_map, rotary, step, scale, softcap, sinks)
+
+
+def choose_impl(
+    query: Tensor, key: Tensor, value: Tensor, softcap: float | None = None
+) -> Literal["fused", "flash", "blocks"]:
+    """The implementation that "auto" means for these tensors; the reason for a slower one is logged once.
+
+    On CUDA devices "fused", or else as elsewhere: "flash", or else "blocks".
+    """
+    on_gpu = query.device.type == "cuda"
+    not_fused = _fused_lacks(query, key, value, softcap) if on_gpu else None
+    if on_gpu and not_fused is None:
+        return "fused"
+    not_flash = _flash_lacks(query, key, value, softcap)
+    chosen: Literal["flash", "blocks"] = "flash" if not_flash is None else "blocks"
+    # A log would end the graph that torch.compile traces.
+    if not torch.compiler.is_compiling():
+        if not_fused is not None:
+            _log_fallback(chosen, "fused", not_fused)
+        elif not_flash is not None:
+            _log_fallback(chosen, "flash", not_flash)
+    return chosen
+
+
+def kernels_lack(query: Tensor, key: Tensor, value: Tensor) -> str | None:
+    """What these tensors need that the Triton kernels do not have; None if they have all. Can be traced."""
+    device = query.device.type
+    if device != "cuda" and not (device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+        return f"device {device}"
+    if _NO_KERNELS is not None:
+        return _NO_KERNELS
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        return "gradients (torch.inference_mode() turns them off)"
+    if query.dtype not in _KERNEL_DTYPES:
+        return f"{query.dtype}"
+    head_dim, value_dim = key.shape[-1], value.shape[-1]
+    if value_dim != head_dim:
+        return f"value heads of {value_dim} dimensions beside key heads of {head_dim}"
+    return f"head dimension {head_dim}" if head_dim > 256 or head_dim % 8 else None
+
+
+def _fused_lacks(query: Tensor, key: Tensor, value: Tensor, softcap: float | None) -> str | None:
+    """What this call needs that impl="fused" does not have; None if it has all."""
+    # Neither would get to the kernels as numbers in memory.
+    if torch.compiler.is_compiling():
+        return "tracing by torch.compile"
+    if not (type(query) is type(key) is type(value) is Tensor):
+        return f"{type(query).__name__}, {type(key).__name__} and {type(value).__name__} instead of plain tensors"
+    return kernels_lack(query, key, value)
 
 
 def _flash_lacks(query: Tensor, key: Tensor, value: Tensor, softcap: float | None) -> str | None:
@@ -120,9 +208,14 @@ def _flash_lacks(query: Tensor, key: Tensor, value: Tensor, softcap: float | Non
     return windowed.unsupported(query, key, value)
 
 
+_LACKS = {"fused": _fused_lacks, "flash": _flash_lacks}
+
+
 @cache
-def _log_fallback(reason: str) -> None:
-    logger.info("attention runs on impl='blocks', slower than 'flash', which does not take %s", reason)
+def _log_fallback(chosen: str, faster: str, reason: str) -> None:
+    # On a GPU much is lost, and few expect it.
+    level = logging.WARNING if faster == "fused" else logging.INFO
+    logger.log(level, "attention runs on impl=%r, slower than %r, which does not take %s", chosen, faster, reason)
 
 
 def _take(x: Tensor, rows: slice, slots: Slots) -> Tensor:
@@ -146,30 +239,37 @@ def _check(query: Tensor, key: Tensor, value: Tensor, rotary: Rotary | None, lay
 
 def _problem(query: Tensor, key: Tensor, value: Tensor, rotary: Rotary | None, layout: Layout, impl: str) -> str | None:
     """What does not fit. Text is made only where something is wrong: a decode step has microseconds to spare."""
-    if impl not in get_args(Implementation):
-        return f"impl must be one of {', '.join(get_args(Implementation))}, got {impl!r}"
-    if not query.ndim == key.ndim == value.ndim == 4:
+    q, k, v = query.shape, key.shape, value.shape
+    if impl not in _IMPLEMENTATIONS:
+        return f"impl must be one of {', '.join(_IMPLEMENTATIONS)}, got {impl!r}"
+    if not len(q) == len(k) == len(v) == 4:
         return "tensors must be (batch, heads, tokens, head_dim)"
-    if not query.shape[0] == key.shape[0] == value.shape[0]:
+    if not q[0] == k[0] == v[0]:
         return "batch sizes differ"
-    if key.shape[1:3] != value.shape[1:3]:
+    if k[1] != v[1] or k[2] != v[2]:
         return "key and value heads or lengths differ"
-    if query.shape[-1] != key.shape[-1]:
+    if q[3] != k[3]:
         return "query and key head dimensions differ"
-    if query.shape[1] % key.shape[1] != 0:
+    if q[1] % k[1] != 0:
         return "query heads must be a multiple of key heads"
     if not query.dtype == key.dtype == value.dtype:
         return f"dtypes differ: {query.dtype}, {key.dtype}, {value.dtype}"
-    if (layout.query_length, layout.key_length) != (query.shape[2], key.shape[2]):
+    if layout.query_length != q[2] or layout.key_length != k[2]:
         return f"layout is for {layout.query_length} queries and {layout.key_length} keys"
-    if not 0 <= layout.first_query <= key.shape[2] - query.shape[2]:
-        return f"query_start {layout.first_query} leaves no room for {query.shape[2]} queries among {key.shape[2]} keys"
-    if rotary is not None and rotary.offset + rotary.dim > query.shape[-1]:
+    if rotary is not None and rotary.offset + rotary.dim > q[3]:
         return f"a rotary embedding of {rotary.dim} dimensions does not fit"
     mask = layout.key_mask
-    if mask is not None and (mask.ndim != 2 or mask.shape[0] != query.shape[0]):
+    if mask is not None and (mask.ndim != 2 or mask.shape[0] != q[0]):
         return f"key_mask must be (batch, keys), got {tuple(mask.shape)}"
     return None
+
+
+def _check_start(layout: Layout) -> None:
+    queries, keys = layout.query_length, layout.key_length
+    if not 0 <= layout.first_query <= keys - queries:
+        raise ValueError(
+            f"attention: query_start {layout.first_query} leaves no room for {queries} queries among {keys} keys"
+        )
 
 
 def _check_far_keys(far_keys: Tensor, key: Tensor, position_map: PositionMap, layout: Layout) -> None:

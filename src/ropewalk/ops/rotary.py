@@ -33,11 +33,19 @@ class Rotary:
     _tables: OrderedDict[tuple[PositionFunction, torch.device], Tensor] = field(
         default_factory=OrderedDict, init=False, repr=False
     )
+    _frequencies: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def dim(self) -> int:
         """Rotated dimensions of a head."""
         return 2 * self.inverse_frequencies.shape[0]
+
+    def frequencies(self, device: torch.device) -> Tensor:
+        """`inverse_frequencies` on a device, float32; copied once, for a model may move after it was measured."""
+        if device not in self._frequencies:
+            with torch.inference_mode(False), torch.no_grad():
+                self._frequencies[device] = self.inverse_frequencies.to(device, torch.float32)
+        return self._frequencies[device]
 
     def phases(self, positions: Tensor) -> Tensor:
         """Angles of R(positions), float64, shape (*positions.shape, pairs).
@@ -45,8 +53,7 @@ class Rotary:
         The product is rounded to float32 as models round it, so that differences of phases lead exactly to where the
         model itself would have rotated.
         """
-        frequencies = self.inverse_frequencies.to(positions.device, torch.float32)
-        return (positions.float()[..., None] * frequencies).double()
+        return (positions.float()[..., None] * self.frequencies(positions.device)).double()
 
     def shift(self, function: PositionFunction, begin: int, end: int, device: torch.device) -> Tensor:
         """Cosine and sine that turn tokens `begin .. end - 1` from their true positions to `function`'s.

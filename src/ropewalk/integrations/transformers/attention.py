@@ -23,8 +23,8 @@ from ropewalk.integrations.transformers import probe
 from ropewalk.integrations.transformers.far_keys import FarKeys
 from ropewalk.maps import LengthError, PositionMap, SelfExtend
 from ropewalk.maps.query_scaling import QueryScaling
-from ropewalk.ops.api import Implementation, attention
-from ropewalk.ops.layout import Layout, Slots, Span
+from ropewalk.ops.api import Implementation, attend_step, attention, choose_impl, kernels_lack
+from ropewalk.ops.layout import GAPS, Layout, Slots, Span, Step, left_padding
 from ropewalk.ops.rotary import Rotary
 
 # Names with "flash", "sdpa" or a slash would set off transformers' own loaders and checks.
@@ -62,6 +62,25 @@ class Limits:
                 f"{self.trained_window}, which are less well trained: {self.position_map} is recommended up to "
                 f"{self.recommended_length} tokens (eq. 5). {self._suggestion(length)}",
                 stacklevel=_frames_of_libraries() + 1,
+            )
+
+    def check_step(self, step: Step, slots: int) -> None:
+        """The same for one token a row among `slots` key slots, without waiting for the device.
+
+        A length that only the device knows, in a static cache that the text can outgrow the map in, is checked there
+        against eq. 4: a failed assertion of the device, which CUDA does not recover from, and never a wrong answer. The
+        warning of eq. 5 would need the host, so it comes at the next call of several tokens.
+        """
+        if step.tokens is not None:
+            self.check(step.tokens)
+        elif self.enforced and slots > self.max_length and not step.limits_checked:
+            step.limits_checked = True
+            assert step.lengths is not None
+            tokens = step.lengths if step.first_slots is None else step.lengths - step.first_slots
+            torch._assert_async(
+                (tokens <= self.max_length).all(),
+                f"a text is past what {self.position_map} can reach on a trained window of {self.trained_window}: "
+                f"{self.max_length} tokens (eq. 4)",
             )
 
     def _suggestion(self, length: int) -> str:
@@ -123,7 +142,13 @@ class LayerPlan:
         far_keys: Tensor | None = None,
     ) -> Tensor:
         """`ropewalk.ops.attention` of one call, after a check of what the call asks for."""
-        if self.limits is not None:
+        impl = choose_impl(query, key, value, softcap) if self.impl == "auto" else self.impl
+        step = layout.step(query.shape[0], query.device) if impl == "fused" and layout.query_length == 1 else None
+        if step is not None:
+            # One token without gaps has no positions to compare.
+            if self.limits is not None:
+                self.limits.check_step(step, key.shape[2])
+        elif self.limits is not None:
             spans = layout.spans(query.shape[0])
             self.limits.check(max((_count(span.keys) for span in spans), default=0))
             if position_ids is not None and not layout.positions_checked:
@@ -141,8 +166,13 @@ class LayerPlan:
             sinks=sinks,
             query_scaling=self.query_scaling,
             far_keys=far_keys,
-            impl=self.impl,
+            impl=impl,
         )
+
+    def takes_step(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
+        """Whether a compiled call is one token a row that the decode kernel takes."""
+        wanted = self.impl == "fused" or (self.impl == "auto" and query.device.type == "cuda")
+        return wanted and query.shape[2] == 1 and kernels_lack(query, key, value) is None
 
 
 _handles = itertools.count(1)
@@ -193,6 +223,9 @@ def layout_mask(
                 "those in the cache included: every one needs a column"
             )
     key_mask = None if attention_mask is None else attention_mask[:, kv_offset : kv_offset + kv_length]
+    if key_mask is not None and isinstance(q_offset, Tensor):
+        # A shape that grows would be a new graph at every step.
+        key_mask = nn.functional.pad(key_mask, (0, kv_length - key_mask.shape[1]))
     return LayoutMask(q_length, kv_length, query_start, key_mask)
 
 
@@ -231,17 +264,30 @@ def attention_forward(
         query_start = layout.query_start
         if query_start is not None:
             query_start = torch.as_tensor(query_start, device=query.device)
-        output: Tensor = _extended_attention(
-            query, key, value, query_start, layout.key_mask, position_ids, s_aux, scaling, softcap, plan.handle
-        )
+        output: Tensor
+        if plan.takes_step(query, key, value):
+            if layout.traced_slots is None and not (query_start is None and layout.key_mask is None):
+                layout.traced_slots = _step_slots(query_start, layout.key_mask, query.shape[0], key.shape[2])
+            lengths, first_slots = layout.traced_slots or (None, None)
+            step = Step(lengths, first_slots, None)
+            if plan.query_scaling is not None:
+                factors = plan.query_scaling(step.positions(key.shape[2], query.device))
+                query = query * factors.to(query.dtype)[:, None, None, None]
+            output = _extended_step(
+                query, key, value, step.lengths, step.first_slots, s_aux, scaling, softcap, plan.handle
+            )
+        else:
+            output = _extended_attention(
+                query, key, value, query_start, layout.key_mask, position_ids, s_aux, scaling, softcap, plan.handle
+            )
     else:
         far_keys = None if plan.far_keys is None else plan.far_keys.view(query, key, value, layout)
         output = plan.attend(query, key, value, layout, position_ids, s_aux, scaling, softcap, far_keys)
     return output.transpose(1, 2).contiguous(), None
 
 
-# One opaque operator, so that torch.compile traces around it instead of into it. The layout is read on the host, which
-# a captured CUDA graph could not do.
+# Opaque operators, so that torch.compile traces around them instead of into them. This one reads the layout on the
+# host, which a captured CUDA graph could not do.
 @torch.library.custom_op("ropewalk::extended_attention", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def _extended_attention(
     query: Tensor,
@@ -262,6 +308,51 @@ def _extended_attention(
 @_extended_attention.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, *arguments: Any) -> Tensor:
     return query.new_empty((*query.shape[:3], value.shape[-1]))
+
+
+# A decode step needs nothing from the host, so CUDA graphs may hold it.
+@torch.library.custom_op("ropewalk::extended_step", mutates_args=())
+def _extended_step(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Tensor | None,
+    first_slots: Tensor | None,
+    sinks: Tensor | None,
+    scale: float | None,
+    softcap: float | None,
+    handle: int,
+) -> Tensor:
+    plan, slots = _plans[handle], key.shape[2]
+    step = Step(lengths, first_slots, slots if lengths is None else None)
+    if plan.limits is not None:
+        plan.limits.check_step(step, slots)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return attend_step(query, key, value, plan.position_map, plan.rotary, step, scale, softcap, sinks)
+
+
+@_extended_step.register_fake
+def _(query: Tensor, *arguments: Any) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+@torch.library.custom_op("ropewalk::step_slots", mutates_args=())
+def _step_slots(query_start: Tensor | None, key_mask: Tensor | None, batch: int, slots: int) -> tuple[Tensor, Tensor]:
+    """`lengths` and `first_slots` of a `Step`; the device checks that rows are padded on the left only."""
+    end = slots if query_start is None else query_start.reshape(1) + 1
+    if key_mask is None:
+        assert isinstance(end, Tensor)
+        return end.repeat(batch), end.new_zeros(batch)
+    lengths, first_slots, gaps = left_padding(key_mask, end)
+    torch._assert_async(~gaps, GAPS)
+    return lengths, first_slots
+
+
+@_step_slots.register_fake
+def _(query_start: Tensor | None, key_mask: Tensor | None, batch: int, slots: int) -> tuple[Tensor, Tensor]:
+    known = query_start if key_mask is None else key_mask
+    assert known is not None
+    return known.new_empty(batch, dtype=torch.int64), known.new_empty(batch, dtype=torch.int64)
 
 
 def _count(slots: Slots) -> int:

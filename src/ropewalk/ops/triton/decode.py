@@ -11,6 +11,7 @@ and a CUDA graph over a static cache replays at any length.
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
@@ -20,11 +21,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton import knobs
-from triton.language.extra import cuda, libdevice
+from triton.language.extra import libdevice
 
 from ropewalk.maps import PositionMap
 from ropewalk.maps.positions import TRUE_POSITIONS, PositionFunction
 from ropewalk.ops.rotary import Rotary
+from ropewalk.ops.triton.tuned import tuned
 
 _INTERPRETED = knobs.runtime.interpret
 
@@ -51,8 +53,6 @@ class Config:
         stages: blocks of keys in flight, the one in use included.
         programs: that a multiprocessor is to run at the same time.
         registers: of a thread, at most; None leaves it to the compiler.
-        early_merge: whether the programs that merge take their places while the last that read keys still run, and
-            wait for them there. Needs compute capability 9.
     """
 
     block_keys: int = 64
@@ -60,7 +60,6 @@ class Config:
     stages: int = 3
     programs: int = 2
     registers: int | None = None
-    early_merge: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,12 +111,12 @@ def decode(
     """
     batch, heads, _, head_dim = query.shape
     key_heads, slots = key.shape[1:3]
-    config = config or default_config(head_dim, query.dtype)
+    config = config or default_config(head_dim, query.dtype, query.device)
     tables = _tables(position_map, 1 << max(12, (slots - 1).bit_length()), query.device)
     splits = _splits(batch * key_heads, config.programs * _multiprocessors(query.device))
     splits = min(splits, triton.cdiv(slots, config.block_keys))
     pairs = 0 if rotary is None else rotary.dim // 2
-    frequencies = tables.positions if rotary is None else rotary.inverse_frequencies.to(query.device, torch.float32)
+    frequencies = tables.positions if rotary is None else rotary.frequencies(query.device)
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
     partials = torch.empty((batch, heads, splits, head_dim), dtype=torch.float32, device=query.device)
     lse = torch.empty((batch, heads, splits), dtype=torch.float32, device=query.device)
@@ -153,7 +152,6 @@ def decode(
             block_bands=triton.next_power_of_2(tables.bands.shape[0]),
             # The interpreter has no fast sine; float32 wants the exact one.
             fast_sine=not _INTERPRETED and query.dtype != torch.float32,
-            early_merge=config.early_merge,
             num_warps=config.warps,
             num_stages=config.stages,
             maxnreg=config.registers,
@@ -168,16 +166,13 @@ def decode(
             splits,
             head_dim=head_dim,
             block_splits=min(64, triton.next_power_of_2(splits)),
-            early_merge=config.early_merge,
-            launch_pdl=config.early_merge,
         )
     return output
 
 
-def default_config(head_dim: int, dtype: torch.dtype) -> Config:
-    """A configuration that fits a device's shared memory."""
-    wide = triton.next_power_of_2(head_dim) * dtype.itemsize
-    return Config() if wide <= 256 else Config(block_keys=32) if wide <= 512 else Config(block_keys=16)
+def default_config(head_dim: int, dtype: torch.dtype, device: torch.device) -> Config:
+    """What was measured best on this GPU, or what is sound and fits it."""
+    return Config(**tuned("decode", head_dim, dtype.itemsize, device))
 
 
 @cache
@@ -189,6 +184,13 @@ def _tables(position_map: PositionMap, capacity: int, device: torch.device) -> _
             f"decode: a CUDA graph is being captured, but the tables of {position_map} for {capacity} slots are not "
             "yet made; call decode once with these tensors before the capture"
         )
+    # In a thread of its own, for memory of its own: what this one allocates while torch.compile warms a CUDA graph up
+    # belongs to the graph, which reuses it.
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(_make_tables, position_map, capacity, device).result()
+
+
+def _make_tables(position_map: PositionMap, capacity: int, device: torch.device) -> _Tables:
     bands = [band for band in position_map.bands if band.first < capacity]
     functions: dict[PositionFunction, int] = {TRUE_POSITIONS: 0}
     rows = []
@@ -199,7 +201,10 @@ def _tables(position_map: PositionMap, capacity: int, device: torch.device) -> _
     with torch.inference_mode(False), torch.no_grad():
         tokens = torch.arange(capacity, device=device)
         positions = torch.stack([function(tokens).float() for function in functions])
-        return _Tables(torch.tensor(rows, dtype=torch.int32, device=device), positions)
+        tables = _Tables(torch.tensor(rows, dtype=torch.int32, device=device), positions)
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    return tables
 
 
 @cache
@@ -255,15 +260,12 @@ def _partials_kernel(
     block_keys: tl.constexpr,
     block_bands: tl.constexpr,
     fast_sine: tl.constexpr,
-    early_merge: tl.constexpr,
 ) -> None:
     """One program: a share of the keys of one key head, for the queries that share them.
 
     Writes to partials (batch, heads, splits, head_dim) the softmax-weighted mean of its values, to lse (batch, heads,
     splits) the base-2 logarithm of the weights' sum; zeros and -inf where its share is empty.
     """
-    if early_merge:
-        cuda.gdc_launch_dependents()
     # A product of matrices takes 16 rows and 16 terms at least.
     block_rows: tl.constexpr = max(16, triton.next_power_of_2(groups))
     block_dim: tl.constexpr = max(16, triton.next_power_of_2(head_dim))
@@ -401,11 +403,8 @@ def _merge_kernel(
     splits: tl.tensor,
     head_dim: tl.constexpr,
     block_splits: tl.constexpr,
-    early_merge: tl.constexpr,
 ) -> None:
     """One program: one head's output (batch, heads, 1, head_dim) from what the splits found, always in their order."""
-    if early_merge:
-        cuda.gdc_wait()
     head = tl.program_id(0)
     at = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + head
     dims = tl.arange(0, triton.next_power_of_2(head_dim))

@@ -12,6 +12,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ropewalk.ops.triton import hopper_kernel
+from ropewalk.ops.triton.tuned import tuned
 
 _DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 _FARTHEST = hopper_kernel.FARTHEST.value
@@ -38,7 +39,9 @@ class HopperConfig:
         return {2: (240, 24), 3: (160, 24)}[self.consumers]
 
 
-CONFIGS = {64: HopperConfig(consumers=3, keys=128, stages=3), 128: HopperConfig(consumers=2, keys=128, stages=2)}
+_HEAD_DIMS = (64, 128)
+# No configuration takes narrower tiles of keys, and a neighbor window must hold one.
+_TILE = 128
 
 
 def lacks(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> str | None:
@@ -47,9 +50,9 @@ def lacks(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> str 
         return f"a device other than Hopper, {torch.cuda.get_device_name(query.device)}"
     if query.dtype not in (torch.bfloat16, torch.float16):
         return f"{query.dtype}"
-    if query.shape[-1] not in CONFIGS:
+    if query.shape[-1] not in _HEAD_DIMS:
         return f"head dimension {query.shape[-1]}"
-    if window is not None and window < CONFIGS[query.shape[-1]].keys:
+    if window is not None and window < _TILE:
         return f"a neighbor window of {window} tokens, less than a tile"
     if any(not _can_be_described(x) for x in (query, key, value)):
         return "tensors whose rows do not begin at multiples of 16 bytes"
@@ -86,7 +89,7 @@ def banded(
     Returns:
         (batch, heads, queries, head_dim), in memory as (batch, queries, heads, head_dim).
     """
-    config = config or CONFIGS[query.shape[-1]]
+    config = config or HopperConfig(**tuned("hopper", query.shape[-1], query.element_size(), query.device))
     batch, heads, queries, head_dim = query.shape
     key_heads, keys = key.shape[1:3]
     groups = heads // key_heads

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from ropewalk.ops.triton.tuned import tuned
 
 _LOG2_E = tl.constexpr(math.log2(math.e))
 _LN_2 = tl.constexpr(math.log(2))
@@ -65,30 +66,9 @@ class PrefillConfig:
             raise ValueError(f"PrefillConfig: edge_keys must divide block_keys, got {self}")
 
 
-# By bytes of a number and head dimension (up to): tiles, best first, and the bytes of shared memory that Triton 3.6
-# takes for them on a GPU that has as much.
-_CONFIGS = {
-    (2, 64): ((81920, PrefillConfig(128, 64, 32, 4, 3, 2)),),
-    (2, 128): (
-        (196608, PrefillConfig(128, 128, 32, 8, 2, 2)),
-        (163840, PrefillConfig(128, 64, 32, 8, 3, 2)),
-        (73728, PrefillConfig(128, 32, 32, 8, 2, 1)),
-    ),
-    (2, 256): ((196608, PrefillConfig(128, 64, 16, 8, 2, 1)), (98304, PrefillConfig(64, 32, 16, 8, 2, 1))),
-    (4, 64): ((40960, PrefillConfig(64, 16, 16, 8, 2, 1)),),
-    (4, 128): ((43136, PrefillConfig(32, 16, 16, 8, 2, 1)),),
-    (4, 256): ((50240, PrefillConfig(16, 16, 16, 8, 2, 1)),),
-}
-
-
 def default_config(head_dim: int, dtype: torch.dtype, device: torch.device) -> PrefillConfig:
-    """The tiles to take where nobody has measured better ones: the first that fit the GPU."""
-    choices = _CONFIGS[dtype.itemsize, max(_block_dim(head_dim), 64)]
-    if device.type != "cuda":
-        return choices[0][1]
-    properties: Any = torch.cuda.get_device_properties(device)
-    limit = properties.shared_memory_per_block_optin
-    return next((config for size, config in choices if size <= limit), choices[-1][1])
+    """The tiles measured best on this GPU, or sound ones that fit it."""
+    return PrefillConfig(**tuned("prefill", head_dim, dtype.itemsize, device))
 
 
 def banded(

@@ -1,0 +1,211 @@
+"""Attention under a position map from the Triton kernels: near and far keys in one pass, a decode step in two launches.
+
+Needs Triton: imported only where these kernels run.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ropewalk.maps import Band, PositionMap
+from ropewalk.maps.positions import TRUE_POSITIONS, PositionFunction
+from ropewalk.ops.layout import Step
+from ropewalk.ops.rotary import Rotary
+from ropewalk.ops.triton import decode, prefill
+from ropewalk.ops.triton.rotate import rotate
+from ropewalk.ops.windowed import merge
+
+logger = logging.getLogger("ropewalk")
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    position_map: PositionMap,
+    rotary: Rotary | None,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    far_keys: Tensor | None = None,
+) -> Tensor:
+    """Attention of one span: queries are the last of the keys."""
+    query, key, value = _readable(query), _readable(key), _readable(value)
+    far_keys = None if far_keys is None else _readable(far_keys)
+    keys, queries = key.shape[2], query.shape[2]
+    split = min(max(position_map.start - (keys - queries), 0), queries)
+    parts = []
+    if split:
+        seen = keys - queries + split
+        near = (query[:, :, :split], key[:, :, :seen], value[:, :, :seen])
+        parts.append(_attend_bands(*near, (Band(0, None),), rotary, scale, softcap, sinks, None))
+    if split < queries or not queries:
+        bands = position_map.bands
+        late = query[:, :, split:]
+        parts.append(_attend_bands(late, key, value, bands, rotary, scale, softcap, sinks, far_keys))
+    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+
+
+def attend_step(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    position_map: PositionMap,
+    rotary: Rotary | None,
+    step: Step,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Attention of one query a row. Far keys are turned on their way from memory: to read kept ones costs as much."""
+    return decode.decode(
+        _readable(query),
+        _readable(key),
+        _readable(value),
+        position_map,
+        rotary,
+        step.first_slots,
+        step.lengths,
+        scale,
+        softcap,
+        sinks,
+    )
+
+
+def _attend_bands(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bands: tuple[Band, ...],
+    rotary: Rotary | None,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    far_keys: Tensor | None,
+) -> Tensor:
+    """The nearest band and the one that goes on to the first key in one pass, and a pass for each band between them."""
+    keys = key.shape[2]
+    past = keys - query.shape[2]
+    near, *farther = (band for band in bands if band.first < max(keys, 1))
+    far_query = far_key = far_first = None
+    if farther and farther[-1].stop is None:
+        far = farther.pop()
+        far_first = far.first
+        far_query = _moved_from(max(far_first - past, 0), query, far.query_positions, past, rotary)
+        if (far_key := far_keys) is None:
+            far_key = _moved(key[:, :, : keys - far_first], far.key_positions, 0, rotary)
+    result = _banded(
+        _moved(query, near.query_positions, past, rotary),
+        _moved(key, near.key_positions, 0, rotary),
+        value,
+        far_query,
+        far_key,
+        scale,
+        near.stop,
+        far_first,
+        softcap,
+        sinks,
+        return_lse=bool(farther),
+    )
+    if isinstance(result, Tensor):
+        return result
+    output, lse = result
+    output = output.float()
+    for band in farther:
+        # A causal problem between the queries from `first` on and the keys up to `first` before the last.
+        assert band.stop is not None
+        skipped = max(band.first - past, 0)
+        window, end = band.stop - band.first, keys - band.first
+        begin = max(end - (query.shape[2] - skipped) - window + 1, 0)
+        part, part_lse = _banded(
+            _moved(query[:, :, skipped:], band.query_positions, past + skipped, rotary),
+            _moved(key[:, :, begin:end], band.key_positions, begin, rotary),
+            value[:, :, begin:end],
+            None,
+            None,
+            scale,
+            window,
+            softcap=softcap,
+            return_lse=True,
+        )
+        output[:, :, skipped:], lse[:, :, skipped:] = merge(output[:, :, skipped:], lse[:, :, skipped:], part, part_lse)
+    return output.to(query.dtype)
+
+
+def _banded(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    far_query: Tensor | None,
+    far_key: Tensor | None,
+    scale: float,
+    window: int | None,
+    far_first: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`prefill.banded`, or the kernel for Hopper GPUs where it takes the call. Which and why is logged once."""
+    tensors = (query, key, value, far_query, far_key)
+    reason = _hopper_lacks(query, key, value, window, softcap, sinks)
+    _log_kernel(reason)
+    if reason is not None:
+        return prefill.banded(*tensors, scale, window, far_first, softcap, sinks, return_lse)
+    from ropewalk.ops.triton import hopper
+
+    return hopper.banded(*tensors, scale, window, far_first, return_lse)
+
+
+def _hopper_lacks(
+    query: Tensor, key: Tensor, value: Tensor, window: int | None, softcap: float | None, sinks: Tensor | None
+) -> str | None:
+    """What this call needs that the kernel for Hopper GPUs does not have; None if it has all."""
+    if query.device.type != "cuda":
+        return f"device {query.device.type}"
+    if torch.cuda.get_device_capability(query.device) != (9, 0):
+        return torch.cuda.get_device_name(query.device)
+    if softcap is not None or sinks is not None:
+        return "softcap or sinks"
+    if not query.numel():
+        return "no queries"
+    try:
+        from ropewalk.ops.triton import hopper
+    except ImportError as error:
+        return f"this installation ({error})"
+    return hopper.lacks(query, key, value, window)
+
+
+@cache
+def _log_kernel(reason: str | None) -> None:
+    if reason is None:
+        logger.info("prefill runs on the kernel for Hopper GPUs")
+    else:
+        logger.info("prefill runs on the portable kernel; the one for Hopper GPUs does not take %s", reason)
+
+
+def _readable(x: Tensor) -> Tensor:
+    """x as kernels read it, with dimensions of a head side by side."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _moved(
+    x: Tensor, function: PositionFunction, begin: int, rotary: Rotary | None, out: Tensor | None = None
+) -> Tensor:
+    """As `rotary.moved`, in one pass through memory; into `out` where there is something to move."""
+    if rotary is None or function == TRUE_POSITIONS:
+        return x
+    cosine, sine = rotary.shift(function, begin, begin + x.shape[2], x.device)
+    return rotate(x, cosine, sine, rotary, out)
+
+
+def _moved_from(first: int, x: Tensor, function: PositionFunction, begin: int, rotary: Rotary | None) -> Tensor:
+    """The same, with anything in the tokens before `first`."""
+    if rotary is None or function == TRUE_POSITIONS or first == 0:
+        return _moved(x, function, begin, rotary)
+    turned = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _moved(x[:, :, first:], function, begin + first, rotary, turned[:, :, first:])
+    return turned
