@@ -151,7 +151,7 @@ def _banded(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`prefill.banded`, or the kernel for Hopper GPUs where it takes the call. Which and why is logged once."""
     tensors = (query, key, value, far_query, far_key)
-    reason = _hopper_lacks(query, key, value, window, softcap, sinks)
+    reason = _hopper_lacks(query, key, value, far_key, window, softcap, sinks)
     _log_kernel(reason)
     if reason is not None:
         return prefill.banded(*tensors, scale, window, far_first, softcap, sinks, return_lse)
@@ -161,7 +161,13 @@ def _banded(
 
 
 def _hopper_lacks(
-    query: Tensor, key: Tensor, value: Tensor, window: int | None, softcap: float | None, sinks: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    far_key: Tensor | None,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> str | None:
     """What this call needs that the kernel for Hopper GPUs does not have; None if it has all."""
     if query.device.type != "cuda":
@@ -176,7 +182,7 @@ def _hopper_lacks(
         from ropewalk.ops.triton import hopper
     except ImportError as error:
         return f"this installation ({error})"
-    return hopper.lacks(query, key, value, window)
+    return hopper.lacks(query, key, value, far_key, window)
 
 
 @cache

@@ -44,17 +44,15 @@ _HEAD_DIMS = (64, 128)
 _TILE = 128
 
 
-def lacks(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> str | None:
-    """What a call needs that `banded` does not have; None if it has all."""
-    if torch.cuda.get_device_capability(query.device) != (9, 0):
-        return f"a device other than Hopper, {torch.cuda.get_device_name(query.device)}"
+def lacks(query: Tensor, key: Tensor, value: Tensor, far_key: Tensor | None, window: int | None) -> str | None:
+    """What a call on a Hopper GPU needs that `banded` does not have; None if it has all."""
     if query.dtype not in (torch.bfloat16, torch.float16):
         return f"{query.dtype}"
     if query.shape[-1] not in _HEAD_DIMS:
         return f"head dimension {query.shape[-1]}"
     if window is not None and window < _TILE:
         return f"a neighbor window of {window} tokens, less than a tile"
-    if any(not _can_be_described(x) for x in (query, key, value)):
+    if any(x is not None and not _can_be_described(x) for x in (query, key, value, far_key)):
         return "tensors whose rows do not begin at multiples of 16 bytes"
     return None
 
