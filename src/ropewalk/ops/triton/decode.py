@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import count
+from typing import Any
 
 import torch
 import triton
@@ -111,16 +112,14 @@ def decode(
     """
     batch, heads, _, head_dim = query.shape
     key_heads, slots = key.shape[1:3]
+    capacity = 1 << max(12, (slots - 1).bit_length())
     config = config or default_config(head_dim, query.dtype, query.device)
-    tables = _tables(position_map, 1 << max(12, (slots - 1).bit_length()), query.device)
-    splits = _splits(batch * key_heads, config.programs * _multiprocessors(query.device))
-    splits = min(splits, triton.cdiv(slots, config.block_keys))
-    pairs = 0 if rotary is None else rotary.dim // 2
-    frequencies = tables.positions if rotary is None else rotary.frequencies(query.device)
+    plan = _plan(position_map, rotary, capacity, batch, key_heads, heads // key_heads, head_dim, query.dtype, config,
+                 query.device)  # fmt: skip
+    splits = min(plan.splits, -(-slots // config.block_keys))
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
     partials = torch.empty((batch, heads, splits, head_dim), dtype=torch.float32, device=query.device)
     lse = torch.empty((batch, heads, splits), dtype=torch.float32, device=query.device)
-    groups = heads // key_heads
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
         _partials_kernel[(splits, key_heads, batch)](
             query,
@@ -128,35 +127,18 @@ def decode(
             value,
             partials,
             lse,
-            tables.bands,
-            tables.positions,
-            frequencies,
+            *plan.tensors,
             lengths,
             first_slots,
             slots,
             splits,
-            tables.bands.shape[0],
-            tables.positions.shape[1],
-            min(position_map.start, _NO_END.value),
+            *plan.numbers,
             scale,
             softcap,
             *query.stride()[:2],
             *key.stride()[:3],
             *value.stride()[:3],
-            head_dim=head_dim,
-            pairs=pairs,
-            offset=0 if rotary is None else rotary.offset,
-            interleaved=rotary is not None and rotary.interleaved,
-            groups=groups,
-            block_keys=config.block_keys,
-            block_bands=triton.next_power_of_2(tables.bands.shape[0]),
-            # The interpreter has no fast sine; float32 wants the exact one.
-            fast_sine=not _INTERPRETED and query.dtype != torch.float32,
-            num_warps=config.warps,
-            num_stages=config.stages,
-            maxnreg=config.registers,
-            # A phase is a product rounded to float32, as the model rounds it: it must not melt into the next addition.
-            enable_fp_fusion=False,
+            **plan.constants,
         )
         _merge_kernel[(heads, batch)](
             partials,
@@ -165,11 +147,60 @@ def decode(
             output,
             splits,
             head_dim=head_dim,
-            block_splits=min(64, triton.next_power_of_2(splits)),
+            block_splits=min(64, 1 << (splits - 1).bit_length()),
         )
     return output
 
 
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What all steps of one layer and cache size have in common: a step has microseconds to spare on the host."""
+
+    splits: int
+    tensors: tuple[Tensor, ...]
+    numbers: tuple[int, ...]
+    constants: dict[str, Any]
+
+
+@lru_cache(maxsize=1024)
+def _plan(
+    position_map: PositionMap,
+    rotary: Rotary | None,
+    capacity: int,
+    batch: int,
+    key_heads: int,
+    groups: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    config: Config,
+    device: torch.device,
+) -> _Plan:
+    tables = _tables(position_map, capacity, device)
+    bands = tables.bands.shape[0]
+    return _Plan(
+        splits=_splits(batch * key_heads, config.programs * _multiprocessors(device)),
+        tensors=(tables.bands, tables.positions, tables.positions if rotary is None else rotary.frequencies(device)),
+        numbers=(bands, tables.positions.shape[1], min(position_map.start, _NO_END.value)),
+        constants={
+            "head_dim": head_dim,
+            "pairs": 0 if rotary is None else rotary.dim // 2,
+            "offset": 0 if rotary is None else rotary.offset,
+            "interleaved": rotary is not None and rotary.interleaved,
+            "groups": groups,
+            "block_keys": config.block_keys,
+            "block_bands": 1 << (bands - 1).bit_length(),
+            # The interpreter has no fast sine; float32 wants the exact one.
+            "fast_sine": not _INTERPRETED and dtype != torch.float32,
+            "num_warps": config.warps,
+            "num_stages": config.stages,
+            "maxnreg": config.registers,
+            # A phase is a product rounded to float32, as the model rounds it: it must not melt into the next addition.
+            "enable_fp_fusion": False,
+        },
+    )
+
+
+@cache
 def default_config(head_dim: int, dtype: torch.dtype, device: torch.device) -> Config:
     """What was measured best on this GPU, or what is sound and fits it."""
     return Config(**tuned("decode", head_dim, dtype.itemsize, device))
