@@ -223,7 +223,7 @@ def test_tables_are_not_made_while_a_graph_is_captured(monkeypatch):
 def test_tables_are_made_in_memory_of_their_own(monkeypatch):
     """Not in a CUDA graph's pool, which takes what the thread that warms it up allocates."""
     threads = []
-    monkeypatch.setattr(kernels, "_make_tables", lambda *arguments: threads.append(threading.get_ident()))
+    monkeypatch.setattr(kernels, "make_tables", lambda *arguments: threads.append(threading.get_ident()))
     for _ in range(2):
         _tables(SelfExtend(3, 78), 4096, DEVICE)
     _tables.cache_clear()

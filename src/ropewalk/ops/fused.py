@@ -16,8 +16,8 @@ from ropewalk.maps.positions import TRUE_POSITIONS, PositionFunction
 from ropewalk.ops.layout import Step
 from ropewalk.ops.rotary import Rotary
 from ropewalk.ops.triton import decode, prefill
+from ropewalk.ops.triton.between import between
 from ropewalk.ops.triton.rotate import rotate
-from ropewalk.ops.windowed import merge
 
 logger = logging.getLogger("ropewalk")
 
@@ -87,7 +87,7 @@ def _attend_bands(
     sinks: Tensor | None,
     far_keys: Tensor | None,
 ) -> Tensor:
-    """The nearest band and the one that goes on to the first key in one pass, and a pass for each band between them."""
+    """The nearest band and the one that goes on to the first key in one pass, and all between them in another."""
     keys = key.shape[2]
     past = keys - query.shape[2]
     near, *farther = (band for band in bands if band.first < max(keys, 1))
@@ -113,27 +113,7 @@ def _attend_bands(
     )
     if isinstance(result, Tensor):
         return result
-    output, lse = result
-    output = output.float()
-    for band in farther:
-        # A causal problem between the queries from `first` on and the keys up to `first` before the last.
-        assert band.stop is not None
-        skipped = max(band.first - past, 0)
-        window, end = band.stop - band.first, keys - band.first
-        begin = max(end - (query.shape[2] - skipped) - window + 1, 0)
-        part, part_lse = _banded(
-            _moved(query[:, :, skipped:], band.query_positions, past + skipped, rotary),
-            _moved(key[:, :, begin:end], band.key_positions, begin, rotary),
-            value[:, :, begin:end],
-            None,
-            None,
-            scale,
-            window,
-            softcap=softcap,
-            return_lse=True,
-        )
-        output[:, :, skipped:], lse[:, :, skipped:] = merge(output[:, :, skipped:], lse[:, :, skipped:], part, part_lse)
-    return output.to(query.dtype)
+    return between(query, key, value, farther, rotary, *result, scale, softcap)
 
 
 def _banded(

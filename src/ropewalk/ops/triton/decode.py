@@ -21,27 +21,13 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton import knobs
-from triton.language.extra import libdevice
 
 from ropewalk.maps import PositionMap
-from ropewalk.maps.positions import TRUE_POSITIONS, PositionFunction
 from ropewalk.ops.rotary import Rotary
 from ropewalk.ops.triton.tuned import tuned
+from ropewalk.ops.triton.turning import INTERPRETED, NO_END, Tables, load_pairs, load_rest, make_tables, turn
 
-_INTERPRETED = knobs.runtime.interpret
-
-# Numbers that kernels read.
-_NO_END = tl.constexpr(2**31 - 1)
 _LOG2_E = tl.constexpr(math.log2(math.e))
-_TURN = tl.constexpr(1 / (2 * math.pi))
-# 2 pi in three parts. The first two are short: their products with whole turns are exact even where a multiply-add
-# rounds twice, as in the interpreter.
-_TWO_PI_HIGH = tl.constexpr(6.28125)
-_TWO_PI_MIDDLE = tl.constexpr(127 / 65536)
-_TWO_PI_LOW = tl.constexpr(2 * math.pi - 6.28125 - 127 / 65536)
-# Adding and taking away 1.5 * 2^23 rounds a float32 to a whole number.
-_ROUNDER = tl.constexpr(12582912.0)
 
 
 @dataclass(frozen=True)
@@ -61,19 +47,6 @@ class Config:
     stages: int = 3
     programs: int = 2
     registers: int | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class _Tables:
-    """A position map as the kernel reads it.
-
-    Args:
-        bands: int32, (bands, 4): first and stop distance, rows of `positions` for the query and for the keys.
-        positions: float32, (functions, capacity): by true position. Row 0 holds the true positions themselves.
-    """
-
-    bands: Tensor
-    positions: Tensor
 
 
 def decode(
@@ -180,7 +153,7 @@ def _plan(
     return _Plan(
         splits=_splits(batch * key_heads, config.programs * _multiprocessors(device)),
         tensors=(tables.bands, tables.positions, tables.positions if rotary is None else rotary.frequencies(device)),
-        numbers=(bands, tables.positions.shape[1], min(position_map.start, _NO_END.value)),
+        numbers=(bands, tables.positions.shape[1], min(position_map.start, NO_END.value)),
         constants={
             "head_dim": head_dim,
             "pairs": 0 if rotary is None else rotary.dim // 2,
@@ -190,7 +163,7 @@ def _plan(
             "block_keys": config.block_keys,
             "block_bands": 1 << (bands - 1).bit_length(),
             # The interpreter has no fast sine; float32 wants the exact one.
-            "fast_sine": not _INTERPRETED and dtype != torch.float32,
+            "fast_sine": not INTERPRETED and dtype != torch.float32,
             "num_warps": config.warps,
             "num_stages": config.stages,
             "maxnreg": config.registers,
@@ -207,7 +180,7 @@ def default_config(head_dim: int, dtype: torch.dtype, device: torch.device) -> C
 
 
 @cache
-def _tables(position_map: PositionMap, capacity: int, device: torch.device) -> _Tables:
+def _tables(position_map: PositionMap, capacity: int, device: torch.device) -> Tables:
     """Kept for good, as captured graphs point to them. Capacities are powers of two, so all of a map's together hold
     less than twice what the largest does."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
@@ -218,24 +191,7 @@ def _tables(position_map: PositionMap, capacity: int, device: torch.device) -> _
     # In a thread of its own, for memory of its own: what this one allocates while torch.compile warms a CUDA graph up
     # belongs to the graph, which reuses it.
     with ThreadPoolExecutor(1) as executor:
-        return executor.submit(_make_tables, position_map, capacity, device).result()
-
-
-def _make_tables(position_map: PositionMap, capacity: int, device: torch.device) -> _Tables:
-    bands = [band for band in position_map.bands if band.first < capacity]
-    functions: dict[PositionFunction, int] = {TRUE_POSITIONS: 0}
-    rows = []
-    for band in bands:
-        stop = _NO_END.value if band.stop is None else min(band.stop, _NO_END.value)
-        first_row = functions.setdefault(band.query_positions, len(functions))
-        rows.append((band.first, stop, first_row, functions.setdefault(band.key_positions, len(functions))))
-    with torch.inference_mode(False), torch.no_grad():
-        tokens = torch.arange(capacity, device=device)
-        positions = torch.stack([function(tokens).float() for function in functions])
-        tables = _Tables(torch.tensor(rows, dtype=torch.int32, device=device), positions)
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()
-    return tables
+        return executor.submit(make_tables, position_map.bands, capacity, device).result()
 
 
 @cache
@@ -312,10 +268,10 @@ def _partials_kernel(
     if pairs > 0:
         pair = tl.arange(0, max(16, triton.next_power_of_2(pairs)))
         frequency = tl.load(frequencies + pair, mask=pair < pairs, other=0.0)[None, :]  # (1, pairs)
-        query_first, query_second = _load_pairs(queries, heads * query_head, is_query, pairs, offset, interleaved)
+        query_first, query_second = load_pairs(queries, heads * query_head, is_query, pairs, offset, interleaved)
         query_first, query_second = query_first.to(tl.float32), query_second.to(tl.float32)
     if head_dim > 2 * pairs:
-        query_rest = _load_rest(queries, heads * query_head, is_query, head_dim, pairs, offset)
+        query_rest = load_rest(queries, heads * query_head, is_query, head_dim, pairs, offset)
 
     length = slots
     if lengths is not None:
@@ -355,7 +311,7 @@ def _partials_kernel(
                 query_row = tl.where(unmapped, 0, tl.load(band_table + 4 * band + 2)).to(tl.int64)
                 key_row = tl.where(unmapped, 0, tl.load(band_table + 4 * band + 3)).to(tl.int64)
                 key_positions = positions + key_row * capacity
-                turned_first, turned_second = _turn(
+                turned_first, turned_second = turn(
                     query_first,
                     query_second,
                     tl.load(positions + query_row * capacity + token),
@@ -373,10 +329,10 @@ def _partials_kernel(
                 if pairs > 0:
                     tokens = slot - first_slot + offsets  # (block_keys,), true positions
                     mapped = tl.load(key_positions + tokens, mask=inside, other=0.0)  # (block_keys,)
-                    first, second = _load_pairs(
+                    first, second = load_pairs(
                         tile_keys, offsets * key_slot, inside, pairs, offset, interleaved
                     )  # (block_keys, pairs) each
-                    first, second = _turn(
+                    first, second = turn(
                         first.to(tl.float32),
                         second.to(tl.float32),
                         mapped[:, None],
@@ -388,7 +344,7 @@ def _partials_kernel(
                     scores = tl.dot(turned_first, tl.trans(first), scores, input_precision="ieee")
                     scores = tl.dot(turned_second, tl.trans(second), scores, input_precision="ieee")
                 if head_dim > 2 * pairs:
-                    rest = _load_rest(
+                    rest = load_rest(
                         tile_keys, offsets * key_slot, inside, head_dim, pairs, offset
                     )  # (block_keys, others)
                     scores = tl.dot(query_rest, tl.trans(rest), scores, input_precision="ieee")
@@ -482,75 +438,5 @@ def _band_slots(
     first = tl.load(band_table + 4 * band, mask=band < bands, other=0)
     stop = tl.load(band_table + 4 * band + 1, mask=band < bands, other=0)
     first = tl.where(unmapped, 0, first)
-    stop = tl.where(unmapped, tl.where(band == 0, _NO_END, 0), stop)
+    stop = tl.where(unmapped, tl.where(band == 0, NO_END, 0), stop)
     return tl.maximum(length - stop, first_slot), length - first
-
-
-@triton.jit
-def _load_pairs(
-    pointer: tl.tensor,
-    offsets: tl.tensor,
-    exists: tl.tensor,
-    pairs: tl.constexpr,
-    offset: tl.constexpr,
-    interleaved: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
-    """The two dimensions of every rotated pair, (offsets, pairs) each; zeros where there is nothing."""
-    block_pairs: tl.constexpr = max(16, triton.next_power_of_2(pairs))
-    pointers = pointer + offset + offsets[:, None]
-    if interleaved:
-        dims = tl.arange(0, 2 * block_pairs)
-        both = tl.load(pointers + dims[None, :], mask=exists[:, None] & (dims < 2 * pairs)[None, :], other=0.0)
-        return tl.split(tl.reshape(both, (offsets.shape[0], block_pairs, 2)))
-    dims = tl.arange(0, block_pairs)
-    mask = exists[:, None] & (dims < pairs)[None, :]
-    first = tl.load(pointers + dims[None, :], mask=mask, other=0.0)
-    return first, tl.load(pointers + (dims + pairs)[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def _load_rest(
-    pointer: tl.tensor,
-    offsets: tl.tensor,
-    exists: tl.tensor,
-    head_dim: tl.constexpr,
-    pairs: tl.constexpr,
-    offset: tl.constexpr,
-) -> tl.tensor:
-    """The dimensions around the rotated ones, (offsets, others); zeros where there is nothing."""
-    rest: tl.constexpr = head_dim - 2 * pairs
-    dims = tl.arange(0, max(16, triton.next_power_of_2(rest)))
-    at = dims + 2 * pairs
-    if offset > 0:
-        at = tl.where(dims < offset, dims, at)
-    return tl.load(pointer + offsets[:, None] + at[None, :], mask=exists[:, None] & (dims < rest)[None, :], other=0.0)
-
-
-@triton.jit
-def _turn(
-    first: tl.tensor,
-    second: tl.tensor,
-    mapped: tl.tensor,
-    true: tl.tensor,
-    frequency: tl.tensor,
-    fast_sine: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
-    """Pairs, float32 (tokens, pairs), turned from their `true` positions to their `mapped` ones, (tokens, 1) or scalar.
-
-    The phases are float32, as the model's are; the angle between them is taken as if exactly.
-    """
-    to = mapped * frequency
-    come = true * frequency
-    angle = to - come
-    # What the difference lost: exact as long as the phase it leads to is at most twice the one it comes from.
-    lost = to - (angle + come)
-    turns = tl.fma(angle, tl.full(angle.shape, _TURN, tl.float32), tl.full(angle.shape, _ROUNDER, tl.float32))
-    turns = _ROUNDER - turns  # negative
-    angle = tl.fma(turns, tl.full(angle.shape, _TWO_PI_HIGH, tl.float32), angle)
-    angle = tl.fma(turns, tl.full(angle.shape, _TWO_PI_MIDDLE, tl.float32), angle)
-    angle = tl.fma(turns, tl.full(angle.shape, _TWO_PI_LOW, tl.float32), angle) + lost
-    if fast_sine:
-        cosine, sine = libdevice.fast_cosf(angle), libdevice.fast_sinf(angle)
-    else:
-        cosine, sine = tl.cos(angle), tl.sin(angle)
-    return tl.fma(first, cosine, -(second * sine)), tl.fma(second, cosine, first * sine)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-Kernel = Literal["prefill", "decode", "hopper"]
+Kernel = Literal["prefill", "decode", "hopper", "between"]
 
 
 @cache
