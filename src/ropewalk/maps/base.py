@@ -80,6 +80,13 @@ class PositionMap(ABC):
     def bands(self) -> tuple[Band, ...]:
         """The bands of queries from `start` on, nearest first; together they hold every key the query may see."""
 
+    def bands_by_query(self, first: int, stop: int) -> list[tuple[int, int, tuple[Band, ...]]]:
+        """Runs of the queries at true positions `first .. stop - 1` that share their bands: first, stop, bands."""
+        start = min(max(self.start, first), stop)
+        before = [(first, start, (Band(0, None),))] if first < start else []
+        after = [(start, stop, self.bands)] if start < stop or not before else []
+        return before + after
+
     @classmethod
     @abstractmethod
     def for_length(cls, target_length: int, trained_window: int) -> Self:

@@ -26,19 +26,11 @@ def attend(
     far_keys: Tensor | None = None,
 ) -> Tensor:
     """Attention of one span: queries are the last of the keys."""
-    keys, queries = key.shape[2], query.shape[2]
-    split = min(max(position_map.start - (keys - queries), 0), queries)
+    past = key.shape[2] - query.shape[2]
     parts = []
-    if split:
-        seen = keys - queries + split
-        parts.append(
-            _attend_bands(
-                query[:, :, :split], key[:, :, :seen], value[:, :, :seen], (Band(0, None),), rotary, scale, sinks
-            )
-        )
-    if split < queries:
-        bands = position_map.bands
-        parts.append(_attend_bands(query[:, :, split:], key, value, bands, rotary, scale, sinks, far_keys))
+    for first, stop, bands in position_map.bands_by_query(past, key.shape[2]):
+        run = (query[:, :, first - past : stop - past], key[:, :, :stop], value[:, :, :stop])
+        parts.append(_attend_bands(*run, bands, rotary, scale, sinks, far_keys))
     return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 
 

@@ -36,17 +36,11 @@ def attend(
     """Attention of one span: queries are the last of the keys."""
     query, key, value = _readable(query), _readable(key), _readable(value)
     far_keys = None if far_keys is None else _readable(far_keys)
-    keys, queries = key.shape[2], query.shape[2]
-    split = min(max(position_map.start - (keys - queries), 0), queries)
+    past = key.shape[2] - query.shape[2]
     parts = []
-    if split:
-        seen = keys - queries + split
-        near = (query[:, :, :split], key[:, :, :seen], value[:, :, :seen])
-        parts.append(_attend_bands(*near, (Band(0, None),), rotary, scale, softcap, sinks, None))
-    if split < queries or not queries:
-        bands = position_map.bands
-        late = query[:, :, split:]
-        parts.append(_attend_bands(late, key, value, bands, rotary, scale, softcap, sinks, far_keys))
+    for first, stop, bands in position_map.bands_by_query(past, key.shape[2]):
+        run = (query[:, :, first - past : stop - past], key[:, :, :stop], value[:, :, :stop])
+        parts.append(_attend_bands(*run, bands, rotary, scale, softcap, sinks, far_keys))
     return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 
 
