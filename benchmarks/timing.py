@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import math
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -87,8 +88,8 @@ def race(
             estimates[one.name] = estimate
     turns = sum(max(turn_ms, least_repeats * estimate) for estimate in estimates.values())
     for round_ in range(rounds_within(seconds, turns / 1e3, rounds)):
-        # Each round in the opposite order of the last: nobody always follows the same neighbor.
-        for one in contestants if round_ % 2 == 0 else contestants[::-1]:
+        # Each round in an order of its own: the first of a round and those after a hungry neighbor are slower.
+        for one in random.Random(round_).sample(contestants, len(contestants)):
             if one.error:
                 continue
             with _noting_errors(one, device), one.context():

@@ -178,8 +178,9 @@ def test_contestants_take_turns_and_errors_stay_with_who_made_them():
     timing.race(contestants, CPU, rounds=2, turn_ms=0.0, least_repeats=2)
     assert [len(one.samples.rounds) for one in contestants] == [2, 0, 2]
     assert contestants[1].error == "ValueError: no such kernel"
-    # An estimate each, then a turn of two calls each, the second round in the opposite order.
-    assert "".join(order) == "ab" + "aabb" + "bbaa"
+    # An estimate each, then rounds of a turn of two calls each, in any order.
+    rounds = "".join(order).removeprefix("ab")
+    assert {rounds[:4], rounds[4:]} <= {"aabb", "bbaa"}
 
 
 def test_repeats_fill_a_turn():
