@@ -4,6 +4,9 @@ The models have random weights, which changes no time, and the shapes of models 
 every attention that transformers can be given here; "ratio" is the fastest one's time over the extended model's, for
 the same cache and the same part of the work, so a total of at most 1.05 times plain is a ratio of at least 0.952.
 
+Caches are transformers': "dynamic" grows with the text, "static" has its full size from the beginning, and "compiled"
+is a static one whose steps torch.compile makes into CUDA graphs.
+
     python benchmarks/model_gpu.py --output benchmarks/results/model_gpu.jsonl
 """
 
@@ -61,6 +64,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 PARTS = ("prefill", "decode", "total")
+Step = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class Variant:
     relative_error: float | None = None
     peak_bytes: int | None = None
     error: str = ""
+    kept: Cache | None = None
     rounds: dict[str, list[tuple[float, ...]]] = field(default_factory=lambda: {part: [] for part in PARTS})
 
 
@@ -132,6 +137,9 @@ def variants(
         "sdpa, cuDNN first": unmodified(
             "sdpa", SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION
         ),
+        "sdpa, FlashAttention first": unmodified(
+            "sdpa", SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION
+        ),
         **{name: unmodified(name) for name in attentions},
     }
     return [
@@ -149,13 +157,19 @@ def variants(
     ]
 
 
-def new_cache(kind: str, model: PreTrainedModel, tokens: int) -> Cache:
-    if kind == "static":
+def empty_cache(one: Variant, model: PreTrainedModel, tokens: int) -> Cache:
+    """An empty cache. A compiled step is bound to the memory of its cache: that one is kept and emptied."""
+    if one.cache == "dynamic":
+        return DynamicCache(config=model.config)
+    if one.cache == "static":
         return StaticCache(config=model.config, max_cache_len=tokens)
-    return DynamicCache(config=model.config)
+    if one.kept is None:
+        one.kept = StaticCache(config=model.config, max_cache_len=tokens)
+    one.kept.reset()
+    return one.kept
 
 
-def run(model: PreTrainedModel, prompt: Tensor, work: Work, cache: Cache) -> tuple[float, float]:
+def run(model: PreTrainedModel, step: Step, prompt: Tensor, work: Work, cache: Cache) -> tuple[float, float]:
     """Seconds to read the prompt and write a token, and to write the others. Nothing waits for the device between."""
     _wait(prompt.device)
     began = time.perf_counter()
@@ -168,7 +182,8 @@ def run(model: PreTrainedModel, prompt: Tensor, work: Work, cache: Cache) -> tup
     _wait(prompt.device)
     read = time.perf_counter()
     for _ in range(work.new - 1):
-        logits = model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        torch.compiler.cudagraph_mark_step_begin()
+        logits = step(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         token = logits[:, -1].argmax(dim=-1, keepdim=True)
     _wait(prompt.device)
     return read - began, time.perf_counter() - read
@@ -188,35 +203,47 @@ def measure(
     prompt = torch.randint(vocabulary, (1, work.prompt), generator=generator, device=model.device)
     checked = prompt[:, :_CHECKED_TOKENS]
     expected = model(input_ids=checked, logits_to_keep=1).logits.float()
-    for round_ in range(rounds + 1):  # the first warms up and is not counted
-        for one in contenders if round_ % 2 else contenders[::-1]:
-            if one.error:
-                continue
-            log(f"{work.name}, {one.cache} cache: {one.impl}, {f'round {round_}' if round_ else 'warm-up'}")
-            try:
-                with one.enter(model):
-                    if round_ == 0:
+    compiled = any(one.cache == "compiled" for one in contenders)
+    step: Step = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True) if compiled else model
+    # The first round warms up and is not counted.
+    if compiled:
+        # An extended model is compiled anew each time it is extended: all rounds of a contender are one turn.
+        turns = [(one, range(rounds + 1)) for one in contenders]
+    else:
+        turns = [
+            (one, range(i, i + 1)) for i in range(rounds + 1) for one in (contenders if i % 2 else contenders[::-1])
+        ]
+    for one, its_rounds in turns:
+        if one.error:
+            continue
+        try:
+            with one.enter(model):
+                for i in its_rounds:
+                    log(f"{work.name}, {one.cache} cache: {one.impl}, {f'round {i}' if i else 'warm-up'}")
+                    if i == 0:
                         one.relative_error = _error(model(input_ids=checked, logits_to_keep=1).logits, expected)
-                    seconds = _one_run(model, prompt, work, one, measure_memory=round_ == 0)
-            except Exception as error:
-                one.error = timing.described(error)
-                timing.check_alive(model.device)
-                continue
-            finally:
-                timing.free_memory(model.device)
-            if round_:
-                for part, value in zip(PARTS, (*seconds, sum(seconds)), strict=True):
-                    one.rounds[part].append((1e3 * value,))
+                    seconds = _one_run(model, step, prompt, work, one, measure_memory=i == 0)
+                    timing.free_memory(model.device)
+                    if i:
+                        for part, value in zip(PARTS, (*seconds, sum(seconds)), strict=True):
+                            one.rounds[part].append((1e3 * value,))
+        except Exception as error:
+            one.error = timing.described(error)
+            timing.check_alive(model.device)
+        finally:
+            if compiled:
+                one.kept = None
+            timing.free_memory(model.device)
     return [row for part in PARTS for row in _rows(model, work, contenders, part)]
 
 
 def _one_run(
-    model: PreTrainedModel, prompt: Tensor, work: Work, one: Variant, measure_memory: bool
+    model: PreTrainedModel, step: Step, prompt: Tensor, work: Work, one: Variant, measure_memory: bool
 ) -> tuple[float, float]:
     before = timing.allocated(model.device)
     if measure_memory and model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
-    seconds = run(model, prompt, work, new_cache(one.cache, model, work.prompt + work.new))
+    seconds = run(model, step, prompt, work, empty_cache(one, model, work.prompt + work.new))
     if measure_memory and model.device.type == "cuda":
         one.peak_bytes = torch.cuda.max_memory_allocated(model.device) - before
     return seconds
@@ -226,7 +253,7 @@ def _error(logits: Tensor, expected: Tensor) -> float:
     error = ((logits.float() - expected).norm() / expected.norm()).item()
     if not error <= _CHECK_BOUND:  # also NaN
         raise RuntimeError(f"a short text's logits differ from the unmodified model's by {error:.2g}")
-    return error
+    return float(error)
 
 
 def _rows(model: PreTrainedModel, work: Work, contenders: Sequence[Variant], part: str) -> list[Row]:
@@ -264,7 +291,7 @@ def main(
     prompt: Annotated[int, typer.Option(min=1)] = 32768,
     new: Annotated[int, typer.Option(min=2, help="Tokens to write.")] = 128,
     chunks: Annotated[str, typer.Option(help="Tokens read at a time, comma-separated; 0 for all at once.")] = "0",
-    caches: Annotated[str, typer.Option(help="Of dynamic and static.")] = "dynamic,static",
+    caches: Annotated[str, typer.Option(help="Of dynamic, static, compiled.")] = "dynamic,compiled",
     impl: Annotated[str, typer.Option(help="Our implementations, comma-separated.")] = "auto",
     attention: Annotated[str, typer.Option(help="transformers' attentions to try beside sdpa.")] = (
         "flash_attention_2,flash_attention_4"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -56,15 +58,20 @@ def test_decoding_in_a_cuda_graph(model, masked):
         torch.compiler.cudagraph_mark_step_begin()
         return forward(ids[:, i : i + 1], past_key_values=cache, **arguments).logits.clone()
 
-    with ropewalk.extend(model, ropewalk.SelfExtend(4, 8)), torch.inference_mode():
-        outputs = []
-        for forward in (model.forward, compiled):
-            cache = StaticCache(config=model.config, max_cache_len=80)
-            arguments = {"attention_mask": mask[:, :40], "position_ids": positions[:, :40]} if masked else {}
-            model(ids[:, :40], past_key_values=cache, **arguments)
-            outputs.append(torch.cat([step(forward, cache, i) for i in range(40, 60)], dim=1))
-    tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
-    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=tolerance)
+    def steps(model, forward):
+        cache = StaticCache(config=model.config, max_cache_len=80)
+        arguments = {"attention_mask": mask[:, :40], "position_ids": positions[:, :40]} if masked else {}
+        model(ids[:, :40], past_key_values=cache, **arguments)
+        return torch.cat([step(forward, cache, i) for i in range(40, 60)], dim=1).float()
+
+    precise = copy.deepcopy(model).float()
+    with torch.inference_mode():
+        with ropewalk.extend(precise, ropewalk.SelfExtend(4, 8)):
+            truth = steps(precise, precise.forward)
+        with ropewalk.extend(model, ropewalk.SelfExtend(4, 8)):
+            eager, captured = steps(model, model.forward), steps(model, compiled)
+    # The compiler rounds in other places, so two results in bfloat16 differ by as much as each differs from the truth.
+    assert (captured - truth).abs().max() <= 2 * (eager - truth).abs().max() + 1e-4
 
 
 def test_left_padded_batch_equals_its_rows_alone():

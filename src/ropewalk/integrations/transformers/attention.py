@@ -143,12 +143,19 @@ class LayerPlan:
     ) -> Tensor:
         """`ropewalk.ops.attention` of one call, after a check of what the call asks for."""
         impl = choose_impl(query, key, value, softcap) if self.impl == "auto" else self.impl
-        step = layout.step(query.shape[0], query.device) if impl == "fused" and layout.query_length == 1 else None
+        step = None
+        if impl == "fused" and layout.query_length == 1 and (self.impl == "auto" or self.takes_step(query, key, value)):
+            step = layout.step(query.shape[0], query.device)
         if step is not None:
             # One token without gaps has no positions to compare.
             if self.limits is not None:
                 self.limits.check_step(step, key.shape[2])
-        elif self.limits is not None:
+            scale = query.shape[-1] ** -0.5 if scale is None else scale
+            # What `attention` would check is as the model made it, and there are microseconds to spare.
+            return attend_step(
+                query, key, value, self.position_map, self.rotary, step, scale, softcap, sinks, self.query_scaling
+            )
+        if self.limits is not None:
             spans = layout.spans(query.shape[0])
             self.limits.check(max((_count(span.keys) for span in spans), default=0))
             if position_ids is not None and not layout.positions_checked:

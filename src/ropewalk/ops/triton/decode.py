@@ -15,15 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import count
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ropewalk.maps import PositionMap
 from ropewalk.ops.rotary import Rotary
+from ropewalk.ops.triton.launch import Launch
 from ropewalk.ops.triton.tuned import tuned
 from ropewalk.ops.triton.turning import INTERPRETED, NO_END, Tables, load_pairs, load_rest, make_tables, turn
 
@@ -86,42 +87,37 @@ def decode(
     batch, heads, _, head_dim = query.shape
     key_heads, slots = key.shape[1:3]
     capacity = 1 << max(12, (slots - 1).bit_length())
-    config = config or default_config(head_dim, query.dtype, query.device)
-    plan = _plan(position_map, rotary, capacity, batch, key_heads, heads // key_heads, head_dim, query.dtype, config,
-                 query.device)  # fmt: skip
-    splits = min(plan.splits, -(-slots // config.block_keys))
-    output = torch.empty_like(query, memory_format=torch.contiguous_format)
-    partials = torch.empty((batch, heads, splits, head_dim), dtype=torch.float32, device=query.device)
-    lse = torch.empty((batch, heads, splits), dtype=torch.float32, device=query.device)
+    strides = (*query.stride()[:2], *key.stride()[:3], *value.stride()[:3])
+    together = 0
+    for stride in strides:
+        together |= stride
+    kinds = (
+        *[x.data_ptr() % 16 == 0 for x in (query, key, value)],
+        *[None if x is None else x.dtype for x in (lengths, first_slots, sinks)],
+        softcap is None,
+    )
+    plan = _plan(position_map, rotary, capacity, batch, key_heads, heads // key_heads, head_dim, query.dtype,
+                 query.device, config, together % 16 == 0, kinds)  # fmt: skip
+    splits = min(plan.splits, -(-slots // plan.block_keys))
+    output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    partials = torch.empty(batch * heads * splits * (head_dim + 1), dtype=torch.float32, device=query.device)
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
-        _partials_kernel[(splits, key_heads, batch)](
+        plan.attend(
+            (splits, key_heads, batch),
             query,
             key,
             value,
             partials,
-            lse,
             *plan.tensors,
             lengths,
             first_slots,
             slots,
-            splits,
             *plan.numbers,
             scale,
             softcap,
-            *query.stride()[:2],
-            *key.stride()[:3],
-            *value.stride()[:3],
-            **plan.constants,
+            *strides,
         )
-        _merge_kernel[(heads, batch)](
-            partials,
-            lse,
-            sinks,
-            output,
-            splits,
-            head_dim=head_dim,
-            block_splits=min(64, 1 << (splits - 1).bit_length()),
-        )
+        plan.merge((heads, batch, 1), partials, sinks, output, splits)
     return output
 
 
@@ -130,9 +126,11 @@ class _Plan:
     """What all steps of one layer and cache size have in common: a step has microseconds to spare on the host."""
 
     splits: int
+    block_keys: int
     tensors: tuple[Tensor, ...]
     numbers: tuple[int, ...]
-    constants: dict[str, Any]
+    attend: Launch
+    merge: Launch
 
 
 @lru_cache(maxsize=1024)
@@ -145,31 +143,55 @@ def _plan(
     groups: int,
     head_dim: int,
     dtype: torch.dtype,
-    config: Config,
     device: torch.device,
+    config: Config | None,
+    aligned: bool,
+    kinds: tuple[bool | torch.dtype | None, ...],
 ) -> _Plan:
+    """`aligned`: strides are multiples of 16. `kinds`: what else needs launches of its own."""
+    config = config or default_config(head_dim, dtype, device)
     tables = _tables(position_map, capacity, device)
     bands = tables.bands.shape[0]
+    splits = _splits(batch * key_heads, config.programs * _multiprocessors(device))
+    overlap = _overlaps(device)
+    # Programmatic dependent launch: a kernel is put on the device while the one before it ends, and waits where it
+    # first needs what others write.
+    early = {"launch_pdl": True} if overlap else {}
     return _Plan(
-        splits=_splits(batch * key_heads, config.programs * _multiprocessors(device)),
+        splits=splits,
+        block_keys=config.block_keys,
         tensors=(tables.bands, tables.positions, tables.positions if rotary is None else rotary.frequencies(device)),
         numbers=(bands, tables.positions.shape[1], min(position_map.start, NO_END.value)),
-        constants={
-            "head_dim": head_dim,
-            "pairs": 0 if rotary is None else rotary.dim // 2,
-            "offset": 0 if rotary is None else rotary.offset,
-            "interleaved": rotary is not None and rotary.interleaved,
-            "groups": groups,
-            "block_keys": config.block_keys,
-            "block_bands": 1 << (bands - 1).bit_length(),
-            # The interpreter has no fast sine; float32 wants the exact one.
-            "fast_sine": not INTERPRETED and dtype != torch.float32,
-            "num_warps": config.warps,
-            "num_stages": config.stages,
-            "maxnreg": config.registers,
-            # A phase is a product rounded to float32, as the model rounds it: it must not melt into the next addition.
-            "enable_fp_fusion": False,
-        },
+        attend=Launch(
+            _partials_kernel,
+            {
+                "head_dim": head_dim,
+                "pairs": 0 if rotary is None else rotary.dim // 2,
+                "offset": 0 if rotary is None else rotary.offset,
+                "interleaved": rotary is not None and rotary.interleaved,
+                "groups": groups,
+                "block_keys": config.block_keys,
+                "block_bands": 1 << (bands - 1).bit_length(),
+                # The interpreter has no fast sine; float32 wants the exact one.
+                "fast_sine": not INTERPRETED and dtype != torch.float32,
+                "aligned": aligned,
+                "overlap": overlap,
+            },
+            {
+                **early,
+                "num_warps": config.warps,
+                "num_stages": config.stages,
+                "maxnreg": config.registers,
+                # A phase is a product rounded to float32, as the model rounds it: it must not melt into the next
+                # addition.
+                "enable_fp_fusion": False,
+            },
+        ),
+        merge=Launch(
+            _merge_kernel,
+            {"head_dim": head_dim, "block_splits": min(64, 1 << (splits - 1).bit_length()), "overlap": overlap},
+            early,
+        ),
     )
 
 
@@ -195,6 +217,12 @@ def _tables(position_map: PositionMap, capacity: int, device: torch.device) -> T
 
 
 @cache
+def _overlaps(device: torch.device) -> bool:
+    """Whether the device has programmatic dependent launch."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@cache
 def _multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 4  # the interpreter's, enough to split what tests give it
@@ -212,33 +240,35 @@ def _splits(rows: int, programs: int) -> int:
     return next(splits for splits in count(max(1, programs // rows)) if fullness(splits) >= 0.9)
 
 
-@triton.jit(do_not_specialize=["slots", "splits", "bands", "capacity", "start"])
+_NUMBERS = ["slots", "bands", "capacity", "start", "query_batch", "query_head", "key_batch", "key_head", "key_slot",
+            "value_batch", "value_head", "value_slot"]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=["lengths", "first_slots"])
 def _partials_kernel(
     query: tl.tensor,
     key: tl.tensor,
     value: tl.tensor,
     partials: tl.tensor,
-    lse: tl.tensor,
     band_table: tl.tensor,
     positions: tl.tensor,
     frequencies: tl.tensor,
     lengths: tl.tensor,
     first_slots: tl.tensor,
-    slots: tl.tensor,
-    splits: tl.tensor,
-    bands: tl.tensor,
-    capacity: tl.tensor,
-    start: tl.tensor,
+    slots: tl.int32,
+    bands: tl.int32,
+    capacity: tl.int32,
+    start: tl.int32,
     scale: tl.tensor,
     softcap: tl.tensor,
-    query_batch: tl.tensor,
-    query_head: tl.tensor,
-    key_batch: tl.tensor,
-    key_head: tl.tensor,
-    key_slot: tl.tensor,
-    value_batch: tl.tensor,
-    value_head: tl.tensor,
-    value_slot: tl.tensor,
+    query_batch: tl.int64,
+    query_head: tl.int64,
+    key_batch: tl.int64,
+    key_head: tl.int64,
+    key_slot: tl.int32,
+    value_batch: tl.int64,
+    value_head: tl.int64,
+    value_slot: tl.int32,
     head_dim: tl.constexpr,
     pairs: tl.constexpr,
     offset: tl.constexpr,
@@ -247,32 +277,28 @@ def _partials_kernel(
     block_keys: tl.constexpr,
     block_bands: tl.constexpr,
     fast_sine: tl.constexpr,
+    aligned: tl.constexpr,
+    overlap: tl.constexpr,
 ) -> None:
     """One program: a share of the keys of one key head, for the queries that share them.
 
-    Writes to partials (batch, heads, splits, head_dim) the softmax-weighted mean of its values, to lse (batch, heads,
-    splits) the base-2 logarithm of the weights' sum; zeros and -inf where its share is empty.
+    Writes to partials (batch, heads, splits, head_dim) the softmax-weighted mean of its values, and behind them (batch,
+    heads, splits) the base-2 logarithm of the weights' sum; zeros and -inf where its share is empty.
     """
+    if aligned:
+        # Says what is known of the strides, so that sixteen bytes are read at a time.
+        query_batch, query_head = query_batch // 16 * 16, query_head // 16 * 16
+        key_batch, key_head, key_slot = key_batch // 16 * 16, key_head // 16 * 16, key_slot // 16 * 16
+        value_batch, value_head, value_slot = value_batch // 16 * 16, value_head // 16 * 16, value_slot // 16 * 16
     # A product of matrices takes 16 rows and 16 terms at least.
     block_rows: tl.constexpr = max(16, triton.next_power_of_2(groups))
     block_dim: tl.constexpr = max(16, triton.next_power_of_2(head_dim))
-    split = tl.program_id(0)
+    split, splits = tl.program_id(0), tl.num_programs(0)
     kv_head = tl.program_id(1).to(tl.int64)
     row = tl.program_id(2).to(tl.int64)
 
-    # The queries that share the key head, (block_rows, pairs) twice and (block_rows, other dimensions).
-    rows = tl.arange(0, block_rows)
-    heads = kv_head * groups + rows
-    is_query = rows < groups
-    queries = query + row * query_batch
-    if pairs > 0:
-        pair = tl.arange(0, max(16, triton.next_power_of_2(pairs)))
-        frequency = tl.load(frequencies + pair, mask=pair < pairs, other=0.0)[None, :]  # (1, pairs)
-        query_first, query_second = load_pairs(queries, heads * query_head, is_query, pairs, offset, interleaved)
-        query_first, query_second = query_first.to(tl.float32), query_second.to(tl.float32)
-    if head_dim > 2 * pairs:
-        query_rest = load_rest(queries, heads * query_head, is_query, head_dim, pairs, offset)
-
+    if overlap and (lengths is not None or first_slots is not None):
+        gdc_wait()
     length = slots
     if lengths is not None:
         length = tl.minimum(tl.load(lengths + row).to(tl.int32), slots)
@@ -290,6 +316,22 @@ def _partials_kernel(
     share = tl.cdiv(tiles, splits)
     share_begin = split * share
     share_end = tl.minimum(share_begin + share, tiles)
+
+    if overlap:
+        # Until here only the map's tables were read, which no kernel writes.
+        gdc_wait()
+    # The queries that share the key head, (block_rows, pairs) twice and (block_rows, other dimensions).
+    rows = tl.arange(0, block_rows)
+    heads = kv_head * groups + rows
+    is_query = rows < groups
+    queries = query + row * query_batch
+    if pairs > 0:
+        pair = tl.arange(0, max(16, triton.next_power_of_2(pairs)))
+        frequency = tl.load(frequencies + pair, mask=pair < pairs, other=0.0)[None, :]  # (1, pairs)
+        query_first, query_second = load_pairs(queries, heads * query_head, is_query, pairs, offset, interleaved)
+        query_first, query_second = query_first.to(tl.float32), query_second.to(tl.float32)
+    if head_dim > 2 * pairs:
+        query_rest = load_rest(queries, heads * query_head, is_query, head_dim, pairs, offset)
 
     offsets = tl.arange(0, block_keys)
     dims = tl.arange(0, block_dim)
@@ -370,9 +412,12 @@ def _partials_kernel(
                 probabilities = probabilities.to(value.dtype.element_ty)
                 accumulated = tl.dot(probabilities, tile_values, accumulated * fade, input_precision="ieee")
 
+    if overlap:
+        gdc_launch_dependents()
     total = tl.sum(weights, 1)
     total = tl.where(total > 0, total, 1.0)
     at = (row * tl.num_programs(1) * groups + heads) * splits + split  # (block_rows,)
+    lse = partials + tl.num_programs(2).to(tl.int64) * tl.num_programs(1) * groups * splits * head_dim
     tl.store(lse + at, largest + tl.log2(total), mask=is_query)
     tl.store(
         partials + at[:, None] * head_dim + dims[None, :],
@@ -381,17 +426,21 @@ def _partials_kernel(
     )
 
 
-@triton.jit(do_not_specialize=["splits"])
+@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["sinks"])
 def _merge_kernel(
     partials: tl.tensor,
-    lse: tl.tensor,
     sinks: tl.tensor,
     output: tl.tensor,
-    splits: tl.tensor,
+    splits: tl.int32,
     head_dim: tl.constexpr,
     block_splits: tl.constexpr,
+    overlap: tl.constexpr,
 ) -> None:
     """One program: one head's output (batch, heads, 1, head_dim) from what the splits found, always in their order."""
+    if overlap:
+        gdc_launch_dependents()
+        gdc_wait()
+    lse = partials + tl.num_programs(1).to(tl.int64) * tl.num_programs(0) * splits * head_dim
     head = tl.program_id(0)
     at = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + head
     dims = tl.arange(0, triton.next_power_of_2(head_dim))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
-import triton
 from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ropewalk.ops.triton import hopper_kernel
+from ropewalk.ops.triton.launch import Launch
 from ropewalk.ops.triton.tuned import tuned
 
 _DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
@@ -37,6 +38,12 @@ class HopperConfig:
     def registers(self) -> tuple[int, int]:
         """Registers a thread of a consumer and of the producer has."""
         return {2: (240, 24), 3: (160, 24)}[self.consumers]
+
+
+@cache
+def default_config(head_dim: int, dtype: torch.dtype, device: torch.device) -> HopperConfig:
+    """The tiles measured best on this GPU."""
+    return HopperConfig(**tuned("hopper", head_dim, dtype.itemsize, device))
 
 
 _HEAD_DIMS = (64, 128)
@@ -87,7 +94,7 @@ def banded(
     Returns:
         (batch, heads, queries, head_dim), in memory as (batch, queries, heads, head_dim).
     """
-    config = config or HopperConfig(**tuned("hopper", query.shape[-1], query.element_size(), query.device))
+    config = config or default_config(query.shape[-1], query.dtype, query.device)
     batch, heads, queries, head_dim = query.shape
     key_heads, keys = key.shape[1:3]
     groups = heads // key_heads
@@ -100,37 +107,51 @@ def banded(
         far_query, far_key, far_first = query, key, _FARTHEST
     elif far_first is None:
         far_first = window
-    tiles = triton.cdiv(queries, config.rows * config.consumers)
-    consumer_registers, producer_registers = config.registers
-    hopper_kernel.banded[tiles * groups, key_heads, batch](
-        _descriptor(query, config.rows),
-        _descriptor(far_query, config.rows),
-        _descriptor(key, config.keys),
-        _descriptor(far_key, config.keys),
-        _descriptor(value, config.keys),
-        _descriptor(out, config.rows),
-        lse,
-        heads,
-        groups,
-        queries,
-        keys - queries,
-        min(window, _FARTHEST),
-        min(far_first, _FARTHEST),
-        scale * math.log2(math.e),
-        ROWS=config.rows,
-        KEYS=config.keys,
-        D=head_dim,
-        STAGES=config.stages,
-        CONSUMERS=config.consumers,
-        CONSUMER_REGISTERS=consumer_registers,
-        PRODUCER_REGISTERS=producer_registers,
-        num_warps=4,
-    )
+    tiles = -(-queries // (config.rows * config.consumers))
+    launch = _launch(config, head_dim, query.dtype, query.device, return_lse)
+    with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
+        launch(
+            (tiles * groups, key_heads, batch),
+            _descriptor(query, config.rows),
+            _descriptor(far_query, config.rows),
+            _descriptor(key, config.keys),
+            _descriptor(far_key, config.keys),
+            _descriptor(value, config.keys),
+            _descriptor(out, config.rows),
+            lse,
+            heads,
+            groups,
+            queries,
+            keys - queries,
+            min(window, _FARTHEST),
+            min(far_first, _FARTHEST),
+            scale * math.log2(math.e),
+        )
     return out if lse is None else (out, lse)
+
+
+@cache
+def _launch(config: HopperConfig, head_dim: int, dtype: torch.dtype, device: torch.device, return_lse: bool) -> Launch:
+    """Calls that differ in these arguments need launches of their own."""
+    consumer_registers, producer_registers = config.registers
+    constants = {
+        "ROWS": config.rows,
+        "KEYS": config.keys,
+        "D": head_dim,
+        "STAGES": config.stages,
+        "CONSUMERS": config.consumers,
+        "CONSUMER_REGISTERS": consumer_registers,
+        "PRODUCER_REGISTERS": producer_registers,
+    }
+    return Launch(hopper_kernel.banded, constants, {"num_warps": 4})
 
 
 def _descriptor(x: Tensor, rows: int) -> TensorDescriptor:
     """x (batch, heads, tokens, head_dim) as tiles of `rows` tokens of a head; what lies past the end reads as zero."""
     block = [1, 1, rows, x.shape[-1]]
-    layout = gl.NVMMASharedLayout.get_default_for(block, _DTYPES[x.dtype])
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), block, layout)
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), block, _layout(tuple(block), x.dtype))
+
+
+@cache
+def _layout(block: tuple[int, ...], dtype: torch.dtype) -> gl.NVMMASharedLayout:
+    return gl.NVMMASharedLayout.get_default_for(list(block), _DTYPES[dtype])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ropewalk.ops.rotary import Rotary
+from ropewalk.ops.triton.launch import Launch
 
 # Pairs that a program turns at a time, eight for each thread: 16 bytes of float16 or bfloat16 a load.
 _PAIRS_PER_TILE = 1024
@@ -38,87 +41,100 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor, rotary: Rotary, out: Tensor 
     batch, heads, tokens, head_dim = x.shape
     if x.numel() == 0:
         return out
-    pairs = rotary.dim // 2
-    block_pairs = triton.next_power_of_2(max(pairs, 1))
-    block_tokens = max(_PAIRS_PER_TILE // block_pairs, 1)
-    head_groups = triton.cdiv(batch * heads, _HEADS_PER_PROGRAM)
+    strides = (*x.stride()[:3], *out.stride()[:3], cosine.stride(0), sine.stride(0))
+    together = 0
+    for stride in strides:
+        together |= stride
+    kinds = tuple([y.data_ptr() % 16 == 0 for y in (x, cosine, sine, out)])
+    pairs, aligned = rotary.dim // 2, together % 16 == 0
+    launch = _launch(head_dim, rotary.offset, pairs, rotary.interleaved, aligned, x.dtype, x.device, kinds)
+    head_groups = -(-batch * heads // _HEADS_PER_PROGRAM)
     # One axis, for only the first may have more than 65535 programs.
-    grid = (triton.cdiv(tokens, block_tokens) * head_groups,)
-    with torch.cuda.device(x.get_device()):
-        _rotate[grid](
-            x,
-            cosine,
-            sine,
-            out,
-            *x.stride()[:3],
-            *out.stride()[:3],
-            cosine.stride(0),
-            sine.stride(0),
-            batch * heads,
-            heads,
-            tokens,
-            head_groups,
-            head_dim=head_dim,
-            offset=rotary.offset,
-            pairs=pairs,
-            interleaved=rotary.interleaved,
-            block_tokens=block_tokens,
-            block_pairs=block_pairs,
-            block_rest=triton.next_power_of_2(head_dim - 2 * pairs) if head_dim > 2 * pairs else 0,
-            heads_per_program=_HEADS_PER_PROGRAM,
-            num_warps=_WARPS,
-        )
+    grid = (-(-tokens // _block_tokens(pairs)) * head_groups, 1, 1)
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        launch(grid, x, cosine, sine, out, *strides, batch * heads, heads, tokens, head_groups)
     return out
 
 
+def _block_tokens(pairs: int) -> int:
+    return max(_PAIRS_PER_TILE // int(triton.next_power_of_2(max(pairs, 1))), 1)
+
+
+@cache
+def _launch(
+    head_dim: int,
+    offset: int,
+    pairs: int,
+    interleaved: bool,
+    aligned: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+    kinds: tuple[bool, ...],
+) -> Launch:
+    """`aligned`: strides are multiples of 16. Calls that differ in the other arguments need launches of their own."""
+    constants = {
+        "head_dim": head_dim,
+        "offset": offset,
+        "pairs": pairs,
+        "interleaved": interleaved,
+        "block_tokens": _block_tokens(pairs),
+        "block_pairs": triton.next_power_of_2(max(pairs, 1)),
+        "block_rest": triton.next_power_of_2(head_dim - 2 * pairs) if head_dim > 2 * pairs else 0,
+        "heads_per_program": _HEADS_PER_PROGRAM,
+        "aligned": aligned,
+    }
+    return Launch(_rotate, constants, {"num_warps": _WARPS})
+
+
 def _check(x: Tensor, cosine: Tensor, sine: Tensor, rotary: Rotary, out: Tensor) -> None:
+    problem = _problem(x, cosine, sine, rotary, out)
+    if problem is not None:
+        raise ValueError(f"rotate: {problem}")
+
+
+def _problem(x: Tensor, cosine: Tensor, sine: Tensor, rotary: Rotary, out: Tensor) -> str | None:
+    """What does not fit. Text is made only where something is wrong: this is called for every layer and chunk."""
+    if x.ndim != 4:
+        return f"x must be (batch, heads, tokens, head_dim), got {tuple(x.shape)}"
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"x must be float32, bfloat16 or float16, got {x.dtype}"
     table = (x.shape[-2], rotary.dim // 2)
-    for fits, problem in (
-        (x.ndim == 4, f"x must be (batch, heads, tokens, head_dim), got {tuple(x.shape)}"),
-        (
-            x.dtype in (torch.float32, torch.bfloat16, torch.float16),
-            f"x must be float32, bfloat16 or float16, got {x.dtype}",
-        ),
-        (
-            cosine.shape == sine.shape == table and cosine.dtype == sine.dtype == torch.float32,
+    if not (cosine.shape == sine.shape == table and cosine.dtype == sine.dtype == torch.float32):
+        return (
             f"tables must be float32 {table}, got {cosine.dtype} {tuple(cosine.shape)} and "
-            f"{sine.dtype} {tuple(sine.shape)}",
-        ),
-        (
-            rotary.offset + rotary.dim <= x.shape[-1],
-            f"a rotary embedding of {rotary.dim} dimensions from {rotary.offset} on does not fit {x.shape[-1]}",
-        ),
-        (
-            out.shape == x.shape and out.dtype == x.dtype,
-            f"out must be {x.dtype} {tuple(x.shape)}, got {out.dtype} {tuple(out.shape)}",
-        ),
-        (
-            all(y.stride(-1) == 1 or y.shape[-1] <= 1 for y in (x, out, cosine, sine)),
-            "the last stride of every tensor must be 1",
-        ),
-    ):
-        if not fits:
-            raise ValueError(f"rotate: {problem}")
+            f"{sine.dtype} {tuple(sine.shape)}"
+        )
+    if rotary.offset + rotary.dim > x.shape[-1]:
+        return f"a rotary embedding of {rotary.dim} dimensions from {rotary.offset} on does not fit {x.shape[-1]}"
+    if out.shape != x.shape or out.dtype != x.dtype:
+        return f"out must be {x.dtype} {tuple(x.shape)}, got {out.dtype} {tuple(out.shape)}"
+    if any(y.stride(-1) != 1 and y.shape[-1] > 1 for y in (x, out, cosine, sine)):
+        return "the last stride of every tensor must be 1"
+    return None
 
 
-@triton.jit(do_not_specialize=["rows", "heads", "tokens", "head_groups"])
+_NUMBERS = ["x_batch", "x_head", "x_token", "out_batch", "out_head", "out_token", "cosine_token", "sine_token",
+            "rows", "heads", "tokens", "head_groups"]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
 def _rotate(
     x: tl.tensor,
     cosine: tl.tensor,
     sine: tl.tensor,
     out: tl.tensor,
-    x_batch: tl.tensor,
-    x_head: tl.tensor,
-    x_token: tl.tensor,
-    out_batch: tl.tensor,
-    out_head: tl.tensor,
-    out_token: tl.tensor,
-    cosine_token: tl.tensor,
-    sine_token: tl.tensor,
-    rows: tl.tensor,
-    heads: tl.tensor,
-    tokens: tl.tensor,
-    head_groups: tl.tensor,
+    x_batch: tl.int64,
+    x_head: tl.int64,
+    x_token: tl.int32,
+    out_batch: tl.int64,
+    out_head: tl.int64,
+    out_token: tl.int32,
+    cosine_token: tl.int32,
+    sine_token: tl.int32,
+    rows: tl.int32,
+    heads: tl.int32,
+    tokens: tl.int32,
+    head_groups: tl.int32,
     head_dim: tl.constexpr,
     offset: tl.constexpr,
     pairs: tl.constexpr,
@@ -127,8 +143,14 @@ def _rotate(
     block_pairs: tl.constexpr,
     block_rest: tl.constexpr,
     heads_per_program: tl.constexpr,
+    aligned: tl.constexpr,
 ) -> None:
     """A block of tokens of up to `heads_per_program` rows, a row being a head of the batch."""
+    if aligned:
+        # Says what is known of the strides, so that sixteen bytes are read at a time.
+        x_batch, x_head, x_token = x_batch // 16 * 16, x_head // 16 * 16, x_token // 16 * 16
+        out_batch, out_head, out_token = out_batch // 16 * 16, out_head // 16 * 16, out_token // 16 * 16
+        cosine_token, sine_token = cosine_token // 16 * 16, sine_token // 16 * 16
     program = tl.program_id(0)
     first_token = (program // head_groups) * block_tokens
     first_row = (program % head_groups) * heads_per_program
