@@ -8,6 +8,7 @@ wrong, has a row that says so and no times.
     python benchmarks/attention_gpu.py --output benchmarks/results/attention_gpu.jsonl --plot-to docs/attention_gpu.png
     python benchmarks/attention_gpu.py --only prefill-32k,decode --impl auto,flash --quick
     python benchmarks/attention_gpu.py --plot benchmarks/results/attention_gpu.jsonl docs/attention_gpu.png
+    python benchmarks/attention_gpu.py --table benchmarks/results/attention_gpu.jsonl
 
 Prefill and chunks are timed call by call on a cleared cache. Decode runs over several sets of keys, more than the cache
 holds, as consecutive calls ("eager", which includes what the host costs) and as one CUDA graph of them ("graph").
@@ -403,11 +404,17 @@ def main(
     plot: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Measures nothing: draws a file of rows as a picture.")
     ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Measures nothing: prints a file of rows as a table for the docs.")
+    ] = None,
     plot_to: Annotated[Path | None, typer.Option(help="Draws all rows of --output at the end.")] = None,
 ) -> None:
     """Times attention under position maps beside plain attention."""
     if plot is not None:
         draw(rows.read(plot[0]), plot[1])
+        return
+    if table is not None:
+        print(rows.markdown(rows.read(table)), end="")
         return
     if plot_to is not None and output is None:
         raise typer.BadParameter("--plot-to draws the rows of --output, which is missing")

@@ -200,6 +200,26 @@ def line(row: Row) -> str:
     return "  ".join(cell for cell in _cells(row) if cell)
 
 
+def markdown(rows: Iterable[Row]) -> str:
+    """The rows that are ours, as a table for the docs. Of decode the replayed graphs, not what the host costs."""
+    lines = [
+        "| case | map | ms (p20-p80) | rate | fastest plain | ratio (rounds) | to torch's own | peak MiB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if row.kind != "ropewalk" or row.ms_p50 is None or (row.work == "decode" and row.timing != "graph"):
+            continue
+        _, map_, _, timing, *numbers = _cells(row)
+        ms, spread, rate, ratio, rounds, to_torch, peak, _ = numbers
+        case = f"{row.case}, {timing}" if row.work.startswith("model") else row.case
+        best = row.fastest_plain if not row.rate else f"{row.fastest_plain}, {row.rate / (row.ratio or 1):.0f}"
+        lines.append(
+            f"| {case} | {map_} | {ms} ({spread}) | {rate} | {best} | {ratio} ({rounds}) | {to_torch} "
+            f"| {peak.removesuffix(' MiB')} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def _cells(row: Row) -> list[str]:
     start = [row.case, row.map, row.impl, row.timing]
     if row.ms_p50 is None:
