@@ -192,6 +192,34 @@ def test_far_positions_are_where_the_model_rotates():
     assert_close(output.double(), truth(q, k, v, position_map, rotary), rtol=0, atol=2e-6)
 
 
+def shifted(x):
+    """The same numbers at an address that is no multiple of 16."""
+    moved = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)[1:].view(x.shape)
+    return moved.copy_(x)
+
+
+@pytest.mark.parametrize("which", [(), (0,), (1,), (2,), (0, 1, 2)])
+def test_addresses(which):
+    """A launch is kept for later calls, and must not take what holds for one call's addresses to hold for another's."""
+    rotary, position_map = rotary_of(64), SelfExtend(8, 50)
+    tensors_ = tensors(2, 6, 2, 100, 64, torch.bfloat16)
+    expected = attend(*tensors_, position_map, rotary)
+    moved = [shifted(x) if i in which else x for i, x in enumerate(tensors_)]
+    assert torch.equal(attend(*moved, position_map, rotary), expected)
+
+
+@pytest.mark.parametrize("dim", [56, 64])
+def test_growing_texts(dim):
+    """The strides of a cache that grows are others at every step."""
+    rotary, position_map = rotary_of(dim), SelfExtend(8, 50)
+    q, k, v = tensors(2, 6, 2, 120, dim, torch.bfloat16)
+    for keys in (97, 98, 112, 120):
+        k_now, v_now = k[:, :, :keys].contiguous(), v[:, :, :keys].contiguous()
+        output = attend(q, k_now, v_now, position_map, rotary)
+        assert torch.equal(output, attend(q, k[:, :, :keys], v[:, :, :keys], position_map, rotary))
+        assert within_budget(output, q, k_now, v_now, position_map, rotary) is None
+
+
 def test_same_call_twice_is_identical():
     q, k, v = tensors(2, 6, 2, 100, 32, torch.bfloat16)
     first, second = (attend(q, k, v, SelfExtend(8, 50), rotary_of(32)) for _ in range(2))

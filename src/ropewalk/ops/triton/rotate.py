@@ -56,6 +56,7 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor, rotary: Rotary, out: Tensor 
     return out
 
 
+@cache
 def _block_tokens(pairs: int) -> int:
     return max(_PAIRS_PER_TILE // int(triton.next_power_of_2(max(pairs, 1))), 1)
 
