@@ -6,6 +6,7 @@ Needs Triton: imported only where these kernels run.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -107,7 +108,7 @@ def _attend_bands(
     )
     if isinstance(result, Tensor):
         return result
-    return between(query, key, value, farther, rotary, *result, scale, softcap)
+    return _between(query, key, value, farther, rotary, *result, scale, softcap)
 
 
 def _banded(
@@ -125,46 +126,66 @@ def _banded(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`prefill.banded`, or the kernel for Hopper GPUs where it takes the call. Which and why is logged once."""
     tensors = (query, key, value, far_query, far_key)
-    reason = _hopper_lacks(query, key, value, far_key, window, softcap, sinks)
-    _log_kernel(reason)
-    if reason is not None:
-        return prefill.banded(*tensors, scale, window, far_first, softcap, sinks, return_lse)
-    from ropewalk.ops.triton import hopper
+    reason = _not_hopper(query.device)
+    if reason is None and (softcap is not None or sinks is not None):
+        reason = "softcap or sinks"
+    if reason is None and not query.numel():
+        reason = "no queries"
+    if reason is None:
+        from ropewalk.ops.triton import hopper
 
-    return hopper.banded(*tensors, scale, window, far_first, return_lse)
+        reason = hopper.lacks(query, key, value, far_key, window)
+        if reason is None:
+            _log_kernel("prefill", None)
+            return hopper.banded(*tensors, scale, window, far_first, return_lse)
+    _log_kernel("prefill", reason)
+    return prefill.banded(*tensors, scale, window, far_first, softcap, sinks, return_lse)
 
 
-def _hopper_lacks(
+def _between(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    far_key: Tensor | None,
-    window: int | None,
+    bands: Sequence[Band],
+    rotary: Rotary | None,
+    output: Tensor,
+    lse: Tensor,
+    scale: float,
     softcap: float | None,
-    sinks: Tensor | None,
-) -> str | None:
-    """What this call needs that the kernel for Hopper GPUs does not have; None if it has all."""
-    if query.device.type != "cuda":
-        return f"device {query.device.type}"
-    if torch.cuda.get_device_capability(query.device) != (9, 0):
-        return torch.cuda.get_device_name(query.device)
-    if softcap is not None or sinks is not None:
-        return "softcap or sinks"
-    if not query.numel():
-        return "no queries"
-    try:
-        from ropewalk.ops.triton import hopper
-    except ImportError as error:
-        return f"this installation ({error})"
-    return hopper.lacks(query, key, value, far_key, window)
+) -> Tensor:
+    """`between.between`, or the kernel for Hopper GPUs, likewise."""
+    reason = _not_hopper(query.device)
+    if reason is None:
+        from ropewalk.ops.triton import hopper_between
+
+        reason = hopper_between.lacks(query, key, value, output, rotary, softcap)
+        if reason is None:
+            _log_kernel("prefill of narrow bands", None)
+            return hopper_between.between(query, key, value, bands, rotary, output, lse, scale)
+    _log_kernel("prefill of narrow bands", reason)
+    return between(query, key, value, bands, rotary, output, lse, scale, softcap)
 
 
 @cache
-def _log_kernel(reason: str | None) -> None:
+def _not_hopper(device: torch.device) -> str | None:
+    """Why the kernels for Hopper GPUs cannot be had; None if they can."""
+    if device.type != "cuda":
+        return f"device {device.type}"
+    if torch.cuda.get_device_capability(device) != (9, 0):
+        return torch.cuda.get_device_name(device)
+    try:
+        from ropewalk.ops.triton import hopper_between  # noqa: F401
+    except ImportError as error:
+        return f"this installation ({error})"
+    return None
+
+
+@cache
+def _log_kernel(work: str, reason: str | None) -> None:
     if reason is None:
-        logger.info("prefill runs on the kernel for Hopper GPUs")
+        logger.info("%s runs on the kernel for Hopper GPUs", work)
     else:
-        logger.info("prefill runs on the portable kernel; the one for Hopper GPUs does not take %s", reason)
+        logger.info("%s runs on the portable kernel; the one for Hopper GPUs does not take %s", work, reason)
 
 
 def _readable(x: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ are turned before, as each band sees them, for a chunk of queries at a time; the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -95,108 +96,187 @@ def between(
     Raises:
         ValueError: a band has no end, or `output` or `lse` does not fit the query.
     """
+    work = prepare(query, key, value, bands, rotary, output, lse)
+    if work is None:
+        return output
+    heads, head_dim, key_heads = query.shape[1], query.shape[3], key.shape[1]
+    config = config or default_config(head_dim, query.dtype, query.device)
+    groups = heads // key_heads
+    together = min(int(triton.next_power_of_2(groups)), config.block_rows)
+    block_positions = config.block_rows // together
+    for part in turned_keys(key, work, rotary, chunk):
+        here = part.rows
+        grid = (
+            triton.cdiv(part.end - part.begin, block_positions),
+            key_heads * triton.cdiv(groups, together),
+            query[here].shape[0],
+        )
+        with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
+            _between_kernel[grid](
+                query[here],
+                key[here],
+                value[here],
+                part.keys,
+                output[here],
+                lse[here],
+                work.tables.bands,
+                work.tables.positions,
+                work.frequencies,
+                work.past,
+                part.begin,
+                part.end,
+                part.chunk,
+                part.keys.shape[2],
+                len(work.bands),
+                work.capacity,
+                groups,
+                scale * _LOG2_E.value if softcap is None else 1.0,
+                2 * scale / softcap * _LOG2_E.value if softcap is not None else 0.0,
+                softcap * _LOG2_E.value if softcap is not None else 0.0,
+                *query.stride()[:3],
+                *key.stride()[:3],
+                *value.stride()[:3],
+                *output.stride()[:3],
+                *lse.stride(),
+                head_dim=head_dim,
+                heads_together=together,
+                block_positions=block_positions,
+                block_keys=config.block_keys,
+                stages=config.stages,
+                has_softcap=softcap is not None,
+                num_warps=config.warps,
+                **_turning(rotary, query.dtype),
+            )
+    return output
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What there is to do in a call.
+
+    Args:
+        bands: those that some query sees, each with an end.
+        past: tokens before the first query.
+        first: position of the first query that sees a key of the bands.
+        tables: of the bands, for positions below `capacity`.
+        frequencies: float32, (pairs,); anything without a rotary embedding.
+    """
+
+    bands: tuple[Band, ...]
+    past: int
+    first: int
+    tables: Tables
+    capacity: int
+    frequencies: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Keys as all bands see them, for the queries at positions `begin .. end - 1` of some rows.
+
+    Args:
+        rows: of the batch.
+        keys: (rows, key heads, slots, 2 * pairs), the first dimension of every pair, then the second; see `_band_keys`
+            for the slots, of which there are so many as a part of `chunk` queries needs.
+    """
+
+    rows: slice
+    begin: int
+    end: int
+    chunk: int
+    keys: Tensor
+
+
+def prepare(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bands: Sequence[Band],
+    rotary: Rotary | None,
+    output: Tensor,
+    lse: Tensor,
+) -> Work | None:
+    """What `between` has to do; None for nothing. Raises ValueError as it does."""
     _check(query, key, value, bands, output, lse)
-    batch, heads, queries, head_dim = query.shape
-    key_heads, keys = key.shape[1:3]
-    past = keys - queries
+    keys = key.shape[2]
+    past = keys - query.shape[2]
     # As in decode, so that texts that grow share their tables.
     capacity = 1 << max(12, (keys - 1).bit_length())
     bands = tuple(replace(band, stop=min(band.stop or 0, capacity)) for band in bands if band.first < keys)
     if not bands or not query.numel():
-        return output
-    config = config or default_config(head_dim, query.dtype, query.device)
-    first = max(past, min(band.first for band in bands))  # position of the first query that sees any of these keys
-    reach = max(band.stop or 0 for band in bands)
-    widths = sum((band.stop or 0) - band.first for band in bands)
+        return None
+    tables = _tables(bands, capacity, query.device)
+    return Work(
+        bands=bands,
+        past=past,
+        first=max(past, min(band.first for band in bands)),
+        tables=tables,
+        capacity=capacity,
+        frequencies=tables.positions if rotary is None else rotary.frequencies(query.device),
+    )
+
+
+def turned_keys(key: Tensor, work: Work, rotary: Rotary | None, chunk: int | None, multiple: int = 1) -> Iterator[Part]:
+    """The queries of a call in parts of `chunk`, rounded up to a multiple, each with the keys it sees, turned.
+
+    The next part's keys take the place of the last one's.
+    """
+    batch, key_heads, keys = key.shape[:3]
     pairs = 0 if rotary is None else rotary.dim // 2
+    widths = sum((band.stop or 0) - band.first for band in work.bands)
     slot_bytes = key_heads * 2 * pairs * key.element_size()
-    if chunk is None:
-        chunk = _chunk(len(bands), widths, slot_bytes)
-    chunk = min(chunk, keys - first) if rotary is not None else keys - first
+    if rotary is None:
+        chunk = keys  # nothing is turned
+    elif chunk is None:
+        chunk = _chunk(len(work.bands), widths, slot_bytes)
+    chunk = min(-(-chunk // multiple) * multiple, keys - work.first)
     # Queries of a chunk and a band of width w see `chunk + w - 1` keys.
-    slots = len(bands) * (chunk - 1) + widths
+    slots = len(work.bands) * (chunk - 1) + widths
     rows = min(max(_VIEW_BYTES // max(slots * slot_bytes, 1), 1), batch)
     views = torch.empty((rows, key_heads, slots, 2 * pairs), dtype=key.dtype, device=key.device)
-    tables = _tables(bands, capacity, query.device)
-    frequencies = tables.positions if rotary is None else rotary.frequencies(query.device)
-    groups = heads // key_heads
-    together = min(int(triton.next_power_of_2(groups)), config.block_rows)
-    block_positions = config.block_rows // together
-    common = {
-        "pairs": pairs,
-        "offset": 0 if rotary is None else rotary.offset,
-        "interleaved": rotary is not None and rotary.interleaved,
-        # The interpreter has no fast sine; float32 wants the exact one.
-        "fast_sine": not INTERPRETED and query.dtype != torch.float32,
-        # A phase is a product rounded to float32, as the model rounds it: it must not melt into the next addition.
-        "enable_fp_fusion": False,
-    }
     block_tokens = max(_PAIRS_PER_TILE // int(triton.next_power_of_2(max(pairs, 16))), 16)
-    with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
-        for row in range(0, batch, rows):
-            here = slice(row, row + rows)
-            abreast = min(rows, batch - row)
-            for begin in range(first, keys, chunk):
-                end = min(begin + chunk, keys)
-                if pairs:
-                    first_key = max(begin - reach + 1, 0)
-                    last_key = end - 1 - min(band.first for band in bands)
-                    _views_kernel[(triton.cdiv(last_key + 1 - first_key, block_tokens), key_heads, abreast)](
+    nearest = min(band.first for band in work.bands)
+    reach = max(band.stop or 0 for band in work.bands)
+    for row in range(0, batch, rows):
+        here = slice(row, min(row + rows, batch))
+        for begin in range(work.first, keys, chunk):
+            end = min(begin + chunk, keys)
+            first_key = max(begin - reach + 1, 0)
+            if pairs:
+                grid = (triton.cdiv(end - nearest - first_key, block_tokens), key_heads, here.stop - here.start)
+                with torch.cuda.device_of(key):  # type: ignore[no-untyped-call]
+                    _views_kernel[grid](
                         key[here],
                         views,
-                        tables.bands,
-                        tables.positions,
-                        frequencies,
+                        work.tables.bands,
+                        work.tables.positions,
+                        work.frequencies,
                         first_key,
                         begin,
                         end,
                         chunk,
                         slots,
-                        len(bands),
-                        capacity,
+                        len(work.bands),
+                        work.capacity,
                         *key.stride()[:3],
                         block_tokens=block_tokens,
                         num_warps=_TURNING_WARPS,
-                        **common,
+                        **_turning(rotary, key.dtype),
                     )
-                _between_kernel[
-                    (triton.cdiv(end - begin, block_positions), key_heads * triton.cdiv(groups, together), abreast)
-                ](
-                    query[here],
-                    key[here],
-                    value[here],
-                    views,
-                    output[here],
-                    lse[here],
-                    tables.bands,
-                    tables.positions,
-                    frequencies,
-                    past,
-                    begin,
-                    end,
-                    chunk,
-                    slots,
-                    len(bands),
-                    capacity,
-                    groups,
-                    scale * _LOG2_E.value if softcap is None else 1.0,
-                    2 * scale / softcap * _LOG2_E.value if softcap is not None else 0.0,
-                    softcap * _LOG2_E.value if softcap is not None else 0.0,
-                    *query.stride()[:3],
-                    *key.stride()[:3],
-                    *value.stride()[:3],
-                    *output.stride()[:3],
-                    *lse.stride(),
-                    head_dim=head_dim,
-                    heads_together=together,
-                    block_positions=block_positions,
-                    block_keys=config.block_keys,
-                    stages=config.stages,
-                    has_softcap=softcap is not None,
-                    num_warps=config.warps,
-                    **common,
-                )
-    return output
+            yield Part(here, begin, end, chunk, views)
+
+
+def _turning(rotary: Rotary | None, dtype: torch.dtype) -> dict[str, Any]:
+    """What both kernels have to know of the rotary embedding."""
+    return {
+        "pairs": 0 if rotary is None else rotary.dim // 2,
+        "offset": 0 if rotary is None else rotary.offset,
+        "interleaved": rotary is not None and rotary.interleaved,
+        # The interpreter has no fast sine; float32 wants the exact one.
+        "fast_sine": not INTERPRETED and dtype != torch.float32,
+        # A phase is a product rounded to float32, as the model rounds it: it must not melt into the next addition.
+        "enable_fp_fusion": False,
+    }
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, bands: Sequence[Band], output: Tensor, lse: Tensor) -> None:

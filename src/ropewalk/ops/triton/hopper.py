@@ -59,12 +59,12 @@ def lacks(query: Tensor, key: Tensor, value: Tensor, far_key: Tensor | None, win
         return f"head dimension {query.shape[-1]}"
     if window is not None and window < _TILE:
         return f"a neighbor window of {window} tokens, less than a tile"
-    if any(x is not None and not _can_be_described(x) for x in (query, key, value, far_key)):
+    if any(x is not None and not can_be_described(x) for x in (query, key, value, far_key)):
         return "tensors whose rows do not begin at multiples of 16 bytes"
     return None
 
 
-def _can_be_described(x: Tensor) -> bool:
+def can_be_described(x: Tensor) -> bool:
     """Whether the tensor memory accelerator can read x."""
     return x.data_ptr() % 16 == 0 and x.stride(-1) == 1 and all(s * x.element_size() % 16 == 0 for s in x.stride()[:-1])
 
@@ -112,12 +112,12 @@ def banded(
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
         launch(
             (tiles * groups, key_heads, batch),
-            _descriptor(query, config.rows),
-            _descriptor(far_query, config.rows),
-            _descriptor(key, config.keys),
-            _descriptor(far_key, config.keys),
-            _descriptor(value, config.keys),
-            _descriptor(out, config.rows),
+            descriptor(query, config.rows),
+            descriptor(far_query, config.rows),
+            descriptor(key, config.keys),
+            descriptor(far_key, config.keys),
+            descriptor(value, config.keys),
+            descriptor(out, config.rows),
             lse,
             heads,
             groups,
@@ -146,10 +146,11 @@ def _launch(config: HopperConfig, head_dim: int, dtype: torch.dtype, device: tor
     return Launch(hopper_kernel.banded, constants, {"num_warps": 4})
 
 
-def _descriptor(x: Tensor, rows: int) -> TensorDescriptor:
-    """x (batch, heads, tokens, head_dim) as tiles of `rows` tokens of a head; what lies past the end reads as zero."""
-    block = [1, 1, rows, x.shape[-1]]
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), block, _layout(tuple(block), x.dtype))
+def descriptor(x: Tensor, *block: int) -> TensorDescriptor:
+    """x (..., tokens, head_dim) as tiles of so many tokens, or of `block` in the dimensions before the last. What lies
+    past the end reads as zero."""
+    whole = [1] * (x.ndim - 1 - len(block)) + [*block, x.shape[-1]]
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), whole, _layout(tuple(whole), x.dtype))
 
 
 @cache

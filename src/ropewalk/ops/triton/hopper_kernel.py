@@ -25,7 +25,7 @@ _LN_2 = gl.constexpr(0.6931471805599453)
 
 # Named barriers of the hardware, of which there are 16. Triton takes the first ones, one for each part of the kernel.
 _FREE = gl.constexpr(5)  # and the following: one a slot of keys, then one a slot of values
-_TURN = gl.constexpr(13)  # and the following: one a consumer
+TURN = gl.constexpr(13)  # and the following: one a consumer
 # Farther than any key, and small enough to be subtracted from a position.
 FARTHEST = gl.constexpr(1 << 30)
 
@@ -36,7 +36,7 @@ def _barrier_instruction(kind, threads):
 
 
 @gluon.jit
-def _named_barrier(kind: gl.constexpr, index, THREADS: gl.constexpr, WARPS: gl.constexpr):
+def named_barrier(kind: gl.constexpr, index, THREADS: gl.constexpr, WARPS: gl.constexpr):
     """Arrive at one of the hardware's named barriers without waiting, or wait there. Costs less than an mbarrier, at
     which Triton lets all warps meet before one arrives."""
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
@@ -47,15 +47,15 @@ def _named_barrier(kind: gl.constexpr, index, THREADS: gl.constexpr, WARPS: gl.c
 
 
 @gluon.jit
-def _release(slot, CONSUMERS: gl.constexpr):
+def release(slot, CONSUMERS: gl.constexpr):
     """A consumer has read the slot. Slots of keys come first, then those of values."""
-    _named_barrier("arrive", _FREE + slot, 128 * CONSUMERS + 32, 4)
+    named_barrier("arrive", _FREE + slot, 128 * CONSUMERS + 32, 4)
 
 
 @gluon.jit
-def _acquire(slot, CONSUMERS: gl.constexpr):
+def acquire(slot, CONSUMERS: gl.constexpr):
     """The producer waits until all consumers have read the slot."""
-    _named_barrier("sync", _FREE + slot, 128 * CONSUMERS + 32, 1)
+    named_barrier("sync", _FREE + slot, 128 * CONSUMERS + 32, 1)
 
 
 @gluon.jit
@@ -107,7 +107,7 @@ def _load(desc, slot, buffer, full, b, h, j, KEYS: gl.constexpr):
 @gluon.jit
 def _load_value(i, desc, v_buffer, v_full, b, h, j, KEYS: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr):
     if i >= STAGES:
-        _acquire(STAGES + i % STAGES, CONSUMERS)
+        acquire(STAGES + i % STAGES, CONSUMERS)
     _load(desc, i % STAGES, v_buffer, v_full, b, h, j, KEYS)
 
 
@@ -145,7 +145,7 @@ def _produce(
         j = gl.where(i < masked, masked_j, full_j)
         is_far = gl.where(i < masked, masked_is_far, full_is_far)
         if i >= STAGES:
-            _acquire(i % STAGES, CONSUMERS)
+            acquire(i % STAGES, CONSUMERS)
         mbarrier.expect(k_full.index(i % STAGES), k_desc.block_type.nbytes)
         _copy(k_desc, i % STAGES, k_buffer, k_full, b, key_head, j, is_far == 0, KEYS)
         _copy(far_k_desc, i % STAGES, k_buffer, k_full, b, key_head, j, is_far, KEYS)
@@ -185,26 +185,26 @@ def _mask(s, row, j, low, high, KEYS: gl.constexpr, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def _thread_sums(p):
+def thread_sums(p):
     """Sums of the columns that one thread holds, shape (rows, 4): four threads share a row."""
     return gl.sum(gl.sum(p.reshape([p.shape[0], p.shape[1] // 8, 4, 2]), 3), 1)
 
 
 @gluon.jit
-def _maximum(s, m, scale):
+def maximum(s, m, scale):
     """Row maximum of the scores so far, in powers of two."""
     return gl.maximum(m, gl.max(s, 1) * scale)
 
 
 @gluon.jit
-def _weights(s, m, m_new, l, scale, MASKED: gl.constexpr):
+def weights(s, m, m_new, l, scale, MASKED: gl.constexpr):
     """The rest of a step of the online softmax: weights, row sums by thread, and the factor of what came before."""
     shift = m_new
     if MASKED:
         shift = gl.where(m_new == float("-inf"), 0.0, m_new)
     p = gl.exp2(s * scale - shift[:, None])
     alpha = gl.exp2(m - shift)
-    sums = _thread_sums(p)
+    sums = thread_sums(p)
     l = l * gl.convert_layout(alpha, gl.SliceLayout(1, sums.type.layout))[:, None] + sums
     return p, l, alpha
 
@@ -220,25 +220,25 @@ def _step(
     _, _, k_full, v_full = barriers
     before = i - 1
     # Consumers start their products in turn: while one computes weights, another's products run.
-    _named_barrier("sync", _TURN + c, 256, 4)
+    named_barrier("sync", TURN + c, 256, 4)
     s = _scores(q_buffer, slot, k_buffer, i, ROWS, KEYS, D, S_LAYOUT, STAGES)
     # The output is scaled here, while the scores are computed, and not right after its own product.
     o = o * gl.convert_layout(alpha, gl.SliceLayout(1, o.type.layout))[:, None]
     mbarrier.wait(v_full.index(before % STAGES), (before // STAGES) & 1)
     o = warpgroup_mma(p, v_buffer.index(before % STAGES).reshape([KEYS, D]), o, is_async=True)
-    _named_barrier("arrive", _TURN + (c + 1) % CONSUMERS, 256, 4)
+    named_barrier("arrive", TURN + (c + 1) % CONSUMERS, 256, 4)
     mbarrier.wait(k_full.index((i + 1) % STAGES), ((i + 1) // STAGES) & 1, pred=i < last)
     s = warpgroup_mma_wait(1, deps=[s])
     if i + STAGES <= last:
-        _release(i % STAGES, CONSUMERS)
+        release(i % STAGES, CONSUMERS)
     if MASKED:
         s = _mask(s, row, j, low, high, KEYS, S_LAYOUT)
-    m_new = _maximum(s, m, scale)
+    m_new = maximum(s, m, scale)
     # The product reads the old weights until here: then the new ones can take their registers.
     o, p = warpgroup_mma_wait(0, deps=[o, p])
     if before + STAGES <= last:
-        _release(STAGES + before % STAGES, CONSUMERS)
-    x, l, alpha = _weights(s, m, m_new, l, scale, MASKED)
+        release(STAGES + before % STAGES, CONSUMERS)
+    x, l, alpha = weights(s, m, m_new, l, scale, MASKED)
     x = gl.convert_layout(x.to(v_buffer.dtype), P_LAYOUT)
     # Nothing is under way: this only keeps the compiler from carrying the weights one by one.
     x = warpgroup_mma_wait(0, deps=[x])
@@ -268,18 +268,18 @@ def _consume(
     row = past + own + gl.arange(0, ROWS, gl.SliceLayout(1, S_LAYOUT))
 
     m = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, S_LAYOUT))
-    l = _thread_sums(gl.zeros([ROWS, KEYS], gl.float32, S_LAYOUT))
+    l = thread_sums(gl.zeros([ROWS, KEYS], gl.float32, S_LAYOUT))
     o = gl.zeros([ROWS, D], gl.float32, O_LAYOUT)
     mbarrier.wait(q_full, 0)
     mbarrier.wait(k_full.index(0), 0)
     s = _scores(q_buffer, c, k_buffer, 0, ROWS, KEYS, D, S_LAYOUT, STAGES)
     s = warpgroup_mma_wait(0, deps=[s])
     if last >= STAGES:
-        _release(0, CONSUMERS)
+        release(0, CONSUMERS)
     # The window is no smaller than a tile: it hides nothing of the newest one.
     s = _mask(s, row, near_top, 0, None, KEYS, S_LAYOUT)
-    m_new = _maximum(s, m, scale)
-    x, l, alpha = _weights(s, m, m_new, l, scale, True)
+    m_new = maximum(s, m, scale)
+    x, l, alpha = weights(s, m, m_new, l, scale, True)
     m = m_new
     p = gl.convert_layout(x.to(v_buffer.dtype), P_LAYOUT)
     mbarrier.wait(k_full.index(1 % STAGES), (1 // STAGES) & 1, pred=last > 0)
@@ -287,7 +287,7 @@ def _consume(
         mbarrier.wait(far_q_full, 0)
     # Two loops, not one a band and a kind of tile: what the warp groups run must fit the instruction cache.
     if c == CONSUMERS - 1:
-        _named_barrier("arrive", _TURN, 256, 4)
+        named_barrier("arrive", TURN, 256, 4)
     for i in range(1, masked):
         j, is_far = _masked_tile(i, near_top, near_bottom, full_top, full_bottom, far)
         low = gl.where(is_far, far_first, 0)
@@ -308,7 +308,7 @@ def _consume(
     mbarrier.wait(v_full.index(last % STAGES), (last // STAGES) & 1)
     o = warpgroup_mma(p, v_buffer.index(last % STAGES).reshape([KEYS, D]), o, is_async=True)
     if c == 0:
-        _named_barrier("sync", _TURN, 256, 4)
+        named_barrier("sync", TURN, 256, 4)
     total = gl.convert_layout(gl.sum(l, 1), gl.SliceLayout(1, S_LAYOUT))
     o, p = warpgroup_mma_wait(0, deps=[o, p])
     o = o * gl.convert_layout(1.0 / total, gl.SliceLayout(1, O_LAYOUT))[:, None]

@@ -22,14 +22,14 @@ INTERPRETED = knobs.runtime.interpret
 
 # Numbers that kernels read.
 NO_END = tl.constexpr(2**31 - 1)
-_TURN = tl.constexpr(1 / (2 * math.pi))
+TURNS_A_RADIAN = tl.constexpr(1 / (2 * math.pi))
 # 2 pi in three parts. The first two are short: their products with whole turns are exact even where a multiply-add
 # rounds twice, as in the interpreter.
-_TWO_PI_HIGH = tl.constexpr(6.28125)
-_TWO_PI_MIDDLE = tl.constexpr(127 / 65536)
-_TWO_PI_LOW = tl.constexpr(2 * math.pi - 6.28125 - 127 / 65536)
+TWO_PI_HIGH = tl.constexpr(6.28125)
+TWO_PI_MIDDLE = tl.constexpr(127 / 65536)
+TWO_PI_LOW = tl.constexpr(2 * math.pi - 6.28125 - 127 / 65536)
 # Adding and taking away 1.5 * 2^23 rounds a float32 to a whole number.
-_ROUNDER = tl.constexpr(12582912.0)
+ROUNDER = tl.constexpr(12582912.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,11 +121,11 @@ def turn(
     angle = to - come
     # What the difference lost: exact as long as the phase it leads to is at most twice the one it comes from.
     lost = to - (angle + come)
-    turns = tl.fma(angle, tl.full(angle.shape, _TURN, tl.float32), tl.full(angle.shape, _ROUNDER, tl.float32))
-    turns = _ROUNDER - turns  # negative
-    angle = tl.fma(turns, tl.full(angle.shape, _TWO_PI_HIGH, tl.float32), angle)
-    angle = tl.fma(turns, tl.full(angle.shape, _TWO_PI_MIDDLE, tl.float32), angle)
-    angle = tl.fma(turns, tl.full(angle.shape, _TWO_PI_LOW, tl.float32), angle) + lost
+    turns = tl.fma(angle, tl.full(angle.shape, TURNS_A_RADIAN, tl.float32), tl.full(angle.shape, ROUNDER, tl.float32))
+    turns = ROUNDER - turns  # negative
+    angle = tl.fma(turns, tl.full(angle.shape, TWO_PI_HIGH, tl.float32), angle)
+    angle = tl.fma(turns, tl.full(angle.shape, TWO_PI_MIDDLE, tl.float32), angle)
+    angle = tl.fma(turns, tl.full(angle.shape, TWO_PI_LOW, tl.float32), angle) + lost
     if fast_sine:
         cosine, sine = libdevice.fast_cosf(angle), libdevice.fast_sinf(angle)
     else:
