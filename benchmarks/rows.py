@@ -257,11 +257,14 @@ def facts(device: torch.device, given_commit: str = "") -> Facts:
 
 
 def commit() -> str:
-    """The commit in use, "+" where the package was changed since; from the environment where there is no checkout."""
+    """The commit in use, "+" where the package was changed since; from the environment where that names one, for a copy
+    may lie in another checkout."""
+    if named := os.environ.get(COMMIT_VARIABLE):
+        return named
     here = Path(__file__).parent
     head = _git(here, "rev-parse", "--short", "HEAD")
     if not head:
-        return os.environ.get(COMMIT_VARIABLE, "unknown")
+        return "unknown"
     return head + ("+" if _git(here.parent, "status", "--porcelain", "--", "src", "benchmarks/*.py") else "")
 
 

@@ -93,10 +93,11 @@ def race(
             if one.error:
                 continue
             with _noting_errors(one, device), one.context():
-                if estimates[one.name] < turn_ms:
-                    one.call()  # not counted: the clock settles on this kernel's power
                 repeats = repeats_for(estimates[one.name], turn_ms, least_repeats, most_repeats)
-                one._rounds.append(tuple(ms / one.calls for ms in _timed(one.call, repeats, device, flush)))
+                # Not counted: the clock settles on this kernel's power.
+                settling = math.ceil(repeats / 3) if estimates[one.name] < turn_ms else 0
+                times = _timed(one.call, settling + repeats, device, flush)[settling:]
+                one._rounds.append(tuple(ms / one.calls for ms in times))
 
 
 def rounds_within(seconds: float, round_seconds: float, rounds: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import attention_gpu
 import drawing
@@ -224,3 +225,9 @@ def test_a_graph_is_drawn_where_there_is_one():
     eager, graph = _row(work="decode", ratio=0.5), _row(work="decode", timing="graph", ratio=0.9)
     [line] = drawing.grouped([eager, graph])
     assert line == [graph]
+
+
+def test_the_docs_show_the_committed_rows():
+    root = Path(__file__).parents[2]
+    table = rows.markdown(rows.read(root / "benchmarks" / "results" / "attention_gpu.jsonl"))
+    assert table in (root / "docs" / "gpu.md").read_text(), "run: python benchmarks/attention_gpu.py --table ROWS"
