@@ -168,6 +168,30 @@ def test_padded_batch_equals_its_rows_alone(dtype, impl):
     torch.testing.assert_close(output[:1], alone)
 
 
+@pytest.mark.parametrize("head_dim", [80, 128])
+@pytest.mark.parametrize("queries", [1, 70])
+def test_a_million_tokens(head_dim, queries):
+    """Offsets into such a cache are past 32 bits."""
+    keys = 1 << 20
+    key_heads = 2**31 // (keys * head_dim) + 2
+    if torch.cuda.mem_get_info()[1] < 40e9:
+        pytest.skip("needs a GPU with 40 GB")
+    torch.manual_seed(0)
+    shape = (1, key_heads, keys, head_dim)
+    q = 2 * torch.randn(1, key_heads, queries, head_dim, device="cuda", dtype=torch.bfloat16)
+    k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    position_map, rotary = SelfExtend(64, 1024), _rotary(head_dim // 2)
+    output = attention(q, k, v, position_map, rotary, impl="fused")
+    # Of the last head alone: a reference of all would not fit.
+    one = slice(key_heads - 1, key_heads)
+    assert k[:, one].storage_offset() >= 2**31
+    expected = attention(
+        q[:, one].float(), k[:, one].float(), v[:, one].float(), position_map, rotary, impl="reference"
+    )
+    error = (output[:, one].float() - expected).norm() / expected.norm()
+    assert error <= 1e-2
+
+
 def test_memory_grows_linearly():
     """32k tokens: one bf16 query x key matrix would take 2 GiB a head."""
     q, k, v = _tensors(1, 8, 2, 32768, 32768, 64, torch.bfloat16)
