@@ -80,19 +80,20 @@ class Haystack:
         return bool(lines) and re.search(rf"\b{re.escape(self.answer)}\b", lines[0], re.IGNORECASE) is not None
 
 
-def passkey(tokens: int, depth: float, count: TokenCounter, seed: int = 0) -> Haystack:
-    """A random five-digit pass key in lines of filler that repeat; the prompt ends with "The pass key is".
+def passkey(tokens: int, depth: float, count: TokenCounter, seed: int = 0, digits: int = 5) -> Haystack:
+    """A random pass key in lines of filler that repeat; the prompt ends with "The pass key is".
 
     Args:
         tokens: length of the prompt; it ends up at most a line shorter.
         depth: where to hide the key, from 0 (the beginning) to 1 (the end).
         count: number of tokens of a text.
         seed: of the key.
+        digits: of the key; the first is not 0.
 
     Raises:
         ValueError: `depth` is out of range, or `tokens` is too few for the question alone.
     """
-    key = str(random.Random(seed).randrange(10_000, 100_000))
+    key = str(random.Random(seed).randrange(10 ** (digits - 1), 10**digits))
     return _hide(
         head="A pass key is given somewhere in the text below. Find it and remember it: it is asked at the end.\n\n",
         units=[_FILLER] * max(tokens, 0),

@@ -1,0 +1,218 @@
+"""`ropewalk eval TASK`: runs a task under one or more methods, and keeps a row an example."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ropewalk.cli import model_options
+from ropewalk.cli.errors import UserError
+from ropewalk.cli.model_options import (
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    TrainedWindowOption,
+    TrustRemoteCodeOption,
+    VerboseOption,
+)
+
+if TYPE_CHECKING:
+    from ropewalk.eval.results import Row
+    from ropewalk.eval.runner import Counts
+    from ropewalk.eval.subjects import Subject
+    from ropewalk.eval.tasks import Task
+
+app = typer.Typer(no_args_is_help=True, help="Run an experiment of the papers on a model.", rich_markup_mode="rich")
+
+_RUN = "Run"
+MethodOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        metavar="METHOD",
+        help="unmodified, a map's name, or a map such as 'selfextend(group_size=8, window=1024)'. Several times. "
+        "\\[default: unmodified and selfextend]",
+        rich_help_panel=_RUN,
+    ),
+]
+OutputOption = Annotated[
+    Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the results.", rich_help_panel=_RUN)
+]
+LimitOption = Annotated[
+    int | None, typer.Option(min=1, help="Examples of each method, spread over all.", rich_help_panel=_RUN)
+]
+SeedOption = Annotated[int, typer.Option(help="Of everything random.", rich_help_panel=_RUN)]
+
+
+@app.command("passkey")
+def passkey(
+    output: OutputOption,
+    lengths: Annotated[str, typer.Option(help="Tokens of the prompts, comma-separated; 16k is 16384.")] = "4k,8k,16k",
+    depths: Annotated[
+        str, typer.Option(help="Where the key is, from 0 to 1, comma-separated; or a number of depths.")
+    ] = "10",
+    samples: Annotated[int, typer.Option(min=1, help="Prompts of each length and depth.")] = 10,
+    span: Annotated[int, typer.Option(min=0, help="Tokens among which the place is drawn.")] = 400,
+    digits: Annotated[int, typer.Option(min=1, max=1000, help="Of the key.")] = 5,
+    method: MethodOption = None,
+    limit: LimitOption = None,
+    seed: SeedOption = 0,
+    model: ModelOption = None,
+    trained_window: TrainedWindowOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    trust_remote_code: TrustRemoteCodeOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Pass key retrieval over lengths and depths (SelfExtend, section 4.2, figure 4)."""
+    from ropewalk.eval.tasks.passkey import Passkey, PasskeySettings
+
+    task = Passkey(
+        _settings(
+            PasskeySettings,
+            lengths=_lengths(lengths),
+            depths=_depths(depths),
+            samples=samples,
+            span=span,
+            digits=digits,
+            seed=seed,
+        )
+    )
+    loading = _Loading(model, trained_window, dtype, device, trust_remote_code, verbose)
+    _evaluate(task, method, output, limit, seed, loading)
+
+
+class _Loading:
+    """How to get the model, once everything else is known to be right."""
+
+    def __init__(
+        self,
+        model: str | None,
+        trained_window: int | None,
+        dtype: str,
+        device: str,
+        trust_remote_code: bool,
+        verbose: bool,
+    ) -> None:
+        model_options.check(dtype, device)
+        self.verbose = verbose
+        self._load: Callable[[], tuple[Subject, int]]
+        if model == "dummy":
+            from ropewalk.eval.subjects import Dummy
+
+            self._load = lambda: (Dummy(), trained_window or 8192)
+            return
+        source = model_options.find_model(model)
+
+        def load() -> tuple[Subject, int]:
+            from ropewalk.eval.subjects import Model, weights_hash
+
+            loaded = model_options.load_model(source, dtype, device, trust_remote_code, verbose)
+            window = model_options.window_of(loaded, trained_window)
+            return Model(loaded, window, weights_hash(loaded)), window
+
+        self._load = load
+
+    def __call__(self) -> tuple[Subject, int]:
+        return self._load()
+
+
+def _evaluate(
+    task: Task,
+    methods: Sequence[str] | None,
+    output: Path,
+    limit: int | None,
+    seed: int,
+    loading: _Loading,
+) -> None:
+    from ropewalk.eval import methods as ways
+    from ropewalk.eval import runner
+    from ropewalk.eval.results import Results, ResultsError
+
+    texts = methods or [ways.UNMODIFIED, "selfextend"]
+    try:
+        for text in texts:  # a mistyped one is found before the model is loaded
+            ways.parse(text, 1, 8192)
+        with model_options.running(loading.verbose):
+            subject, window = loading()
+            chosen = [ways.parse(text, task.longest, window) for text in dict.fromkeys(texts)]
+            config = runner.config_of(task, chosen, subject, seed)
+            results = Results(output, config)
+            facts = runner.facts_of(subject, seed)
+            with _progress(sum(1 for _ in task.examples()) * len(chosen)) as on_row:
+                counts = runner.run(task, chosen, subject, results, facts, limit, on_row)
+    except (ResultsError, ValueError) as error:
+        raise UserError(str(error)) from error
+    _say(counts, output)
+
+
+def _say(counts: Counts, output: Path) -> None:
+    before = f"{counts.done_before} were there already, " if counts.done_before else ""
+    failed = f", {counts.failed} failed (run the same again to try those)" if counts.failed else ""
+    print(f"{before}{counts.done} examples done{failed}: {output}")
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[Row, int, int], None]]:
+    """A bar with the time left on a terminal, a line for each tenth elsewhere; both on stderr."""
+    console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        printed = 0
+
+        def line(row: Row, done: int, total: int) -> None:
+            nonlocal printed
+            if 10 * done // total > printed or done == total:
+                printed = 10 * done // total
+                console.print(f"{done} of {total} examples, {row.method}", soft_wrap=True, highlight=False)
+
+        yield line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("starting", total=total)
+        yield lambda row, done, total: bar.update(task, completed=done, total=total, description=row.method)
+
+
+def _settings(kind: type[Any], **values: Any) -> Any:
+    """Settings of a task, with what does not fit told in one line."""
+    from pydantic import ValidationError
+
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        raise UserError(f"--{'-'.join(map(str, detail['loc']))}: {detail['msg']}, got {detail['input']!r}") from error
+
+
+def _lengths(text: str) -> list[int]:
+    lengths = []
+    for part in text.split(","):
+        number = part.strip().lower()
+        try:
+            length = int(number.removesuffix("k")) * (1024 if number.endswith("k") else 1)
+        except ValueError:
+            length = 0
+        if length < 1:
+            raise UserError(f"--lengths must be whole numbers of tokens such as 4096 or 16k, got {part.strip()!r}")
+        lengths.append(length)
+    return lengths
+
+
+def _depths(text: str) -> list[float]:
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        if len(parts) == 1 and parts[0].isdigit() and int(parts[0]) > 1:
+            return [i / (int(parts[0]) - 1) for i in range(int(parts[0]))]
+        depths = [float(part) for part in parts]
+    except ValueError as error:
+        raise UserError(f"--depths must be numbers from 0 to 1, or how many there are, got {text!r}") from error
+    if not all(0 <= depth <= 1 for depth in depths):
+        raise UserError(f"--depths must be numbers from 0 to 1, or how many there are, got {text!r}")
+    return depths

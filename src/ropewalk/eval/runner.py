@@ -1,0 +1,143 @@
+"""Runs a task under several methods, one row an example as it goes; what is in the folder already is not run again."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+from ropewalk.eval.methods import Method
+from ropewalk.eval.results import Config, Facts, Results, Row
+from ropewalk.eval.subjects import Subject
+from ropewalk.eval.tasks.base import Example, Outcome, Task
+
+# Called after each example with its row, and the examples done and to be done in all.
+OnRow = Callable[[Row, int, int], None]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Examples of a run."""
+
+    done_before: int
+    done: int
+    failed: int
+
+
+def config_of(task: Task, methods: Sequence[Method], subject: Subject, seed: int) -> Config:
+    return Config(
+        task=task.name,
+        version=task.version,
+        settings=task.settings.model_dump(mode="json"),
+        methods=tuple(method.name for method in methods),
+        model=subject.name,
+        model_hash=subject.weights_hash,
+        seed=seed,
+    )
+
+
+def facts_of(subject: Subject, seed: int) -> Facts:
+    """Of this process."""
+    from ropewalk.integrations.transformers.models import versions
+
+    return Facts(
+        model=subject.name,
+        model_hash=subject.weights_hash,
+        dtype=subject.dtype,
+        device=subject.device,
+        seed=seed,
+        commit=_commit(),
+        versions=versions(),
+    )
+
+
+def _commit() -> str:
+    """Of the checkout that this package runs from, "+" where it was changed since; empty if there is none."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=False)
+        except OSError:
+            return ""
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    # An environment's folder may lie in somebody else's checkout.
+    if not git("ls-files", "--error-unmatch", Path(__file__).name):
+        return ""
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", "../..") else "")
+
+
+def run(
+    task: Task,
+    methods: Sequence[Method],
+    subject: Subject,
+    results: Results,
+    facts: Facts,
+    limit: int | None = None,
+    on_row: OnRow | None = None,
+) -> Counts:
+    """Asks every example under every method, the shortest first; one that fails is recorded, and the others go on.
+
+    Args:
+        limit: examples of each method, spread over all there are; None for all.
+
+    Raises:
+        UnsupportedModelError: a method does not take the model.
+    """
+    examples = sorted(spread(list(task.examples()), limit), key=lambda example: example.tokens)
+    pending = {
+        method: [example for example in examples if (method.name, example.name) not in results.done]
+        for method in methods
+    }
+    total = len(examples) * len(methods)
+    before = done = total - sum(map(len, pending.values()))
+    failed = 0
+    for method, left in pending.items():
+        if not left:
+            continue
+        with subject.under(method):
+            for example in left:
+                row = _row(task, method, example, subject, facts)
+                results.add(row)
+                done, failed = done + 1, failed + (row.error is not None)
+                if on_row is not None:
+                    on_row(row, done, total)
+    return Counts(before, done - before - failed, failed)
+
+
+def spread(examples: Sequence[Example], limit: int | None) -> list[Example]:
+    """At most `limit` examples, evenly from all: the first of them would be the shortest alone."""
+    if limit is None or limit >= len(examples):
+        return list(examples)
+    return [examples[i * len(examples) // limit] for i in range(limit)]
+
+
+def _row(task: Task, method: Method, example: Example, subject: Subject, facts: Facts) -> Row:
+    began = perf_counter()
+    outcome: Outcome | None = None
+    problem: str | None = None
+    try:
+        outcome = task.run(example, subject)
+    except Exception as error:
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        # What ran out of memory is still held by the error's frames.
+        error.__traceback__ = None
+        gc.collect()
+    return Row(
+        task=task.name,
+        version=task.version,
+        method=method.name,
+        example=example.name,
+        cell=example.cell,
+        prompt_tokens=None if outcome is None else outcome.prompt_tokens,
+        target=None if outcome is None else outcome.target,
+        output=None if outcome is None else outcome.output,
+        scores={} if outcome is None else outcome.scores,
+        seconds=round(perf_counter() - began, 3),
+        error=problem,
+        facts=facts,
+    )

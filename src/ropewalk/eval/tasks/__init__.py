@@ -1,0 +1,10 @@
+"""The tasks, a folder each. A new one is its folder and a line here."""
+
+from __future__ import annotations
+
+from ropewalk.eval.tasks.base import Example, Metric, Outcome, Settings, Task
+from ropewalk.eval.tasks.passkey import Passkey
+
+TASKS: dict[str, type[Task]] = {"passkey": Passkey}
+
+__all__ = ["TASKS", "Example", "Metric", "Outcome", "Passkey", "Settings", "Task"]

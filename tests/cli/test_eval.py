@@ -1,0 +1,68 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from ropewalk.cli import app
+
+SMALL = ["--model", "dummy", "--lengths", "200,1k", "--depths", "3", "--samples", "2"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["eval", *map(str, arguments)])
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def test_a_run_and_the_same_again(tmp_path):
+    first = run("passkey", *SMALL, "-o", tmp_path / "out")
+    assert first.exit_code == 0, first.output
+    assert first.stdout == f"24 examples done: {tmp_path / 'out'}\n"
+    assert "24 of 24 examples" in first.stderr
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["settings"]["lengths"] == [200, 1024]
+    assert config["settings"]["depths"] == [0, 0.5, 1]
+    rows = rows_of(tmp_path / "out")
+    assert {row["method"] for row in rows} == {"unmodified", "selfextend(group_size=1, window=1024)"}
+    assert all(row["facts"]["versions"]["torch"] for row in rows)
+    again = run("passkey", *SMALL, "-o", tmp_path / "out")
+    assert again.stdout == f"24 were there already, 0 examples done: {tmp_path / 'out'}\n"
+    assert rows_of(tmp_path / "out") == rows
+
+
+def test_a_limit_can_be_lifted(tmp_path):
+    assert run("passkey", *SMALL, "--limit", "3", "-o", tmp_path).stdout.startswith("6 examples done")
+    assert run("passkey", *SMALL, "-o", tmp_path).stdout.startswith("6 were there already, 18 examples done")
+    assert len(rows_of(tmp_path)) == 24
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "selfexend"], "Did you mean 'selfextend'?"),
+        (["--lengths", "4k,many"], "--lengths must be whole numbers of tokens such as 4096 or 16k, got 'many'"),
+        (["--lengths", "0"], "got '0'"),
+        (["--depths", "0.5,1.5"], "--depths must be numbers from 0 to 1, or how many there are, got '0.5,1.5'"),
+        (["--dtype", "half"], "--dtype must be one of"),
+        (["--method", "selfextend(group_size=8)"], "window"),
+    ],
+)
+def test_bad_input_is_told_before_anything_is_done(tmp_path, arguments, message):
+    result = run("passkey", "--model", "dummy", "-o", tmp_path / "out", *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_run_in_the_same_folder_is_refused(tmp_path):
+    run("passkey", *SMALL, "-o", tmp_path)
+    rows = rows_of(tmp_path)
+    result = run("passkey", *SMALL, "--digits", "8", "-o", tmp_path)
+    assert result.exit_code == 2
+    assert "was started with settings" in result.stderr
+    assert rows_of(tmp_path) == rows

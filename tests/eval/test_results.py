@@ -1,0 +1,76 @@
+import json
+
+import pytest
+
+from ropewalk.eval.results import Config, Facts, Results, ResultsError, Row, read_config, read_rows
+
+CONFIG = Config(
+    task="passkey", version=1, settings={"lengths": [8]}, methods=("unmodified",), model="m", model_hash="h", seed=0
+)
+FACTS = Facts(model="m", model_hash="h", dtype="float32", device="cpu", seed=0, commit="", versions={})
+
+
+def row(example, error=None, **scores):
+    return Row(
+        task="passkey", version=1, method="unmodified", example=example, cell={"length": 8}, seconds=0.1, error=error,
+        scores=scores, facts=FACTS,
+    )  # fmt: skip
+
+
+def test_rows_come_back(tmp_path):
+    results = Results(tmp_path / "new" / "folder", CONFIG)
+    rows = [row("a", exact_match=1.0), row("b", exact_match=0.0)]
+    for one in rows:
+        results.add(one)
+    assert list(read_rows(tmp_path / "new" / "folder")) == rows
+    assert read_config(tmp_path / "new" / "folder") == CONFIG
+
+
+@pytest.mark.parametrize("cut", [1, 20, 200])
+def test_half_a_line_is_written_again(tmp_path, cut):
+    """Whenever the process was killed, nothing is lost and nothing there twice."""
+    results = Results(tmp_path, CONFIG)
+    results.add(row("a"))
+    results.add(row("b"))
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut])
+    again = Results(tmp_path, CONFIG)
+    assert again.done == {("unmodified", "a")}
+    again.add(row("b"))
+    assert [one.example for one in read_rows(tmp_path)] == ["a", "b"]
+
+
+def test_a_failed_example_is_tried_again(tmp_path):
+    results = Results(tmp_path, CONFIG)
+    results.add(row("a", error="RuntimeError: no"))
+    assert results.done == set()
+    results.add(row("a", exact_match=1.0))
+    assert [one.error for one in read_rows(tmp_path)] == [None]
+    assert Results(tmp_path, CONFIG).done == {("unmodified", "a")}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "was started with seed 0, not 1: go on with what it was started with, or name another folder"),
+        ({"methods": ("unmodified", "x")}, r'with methods \["unmodified"\], not \["unmodified", "x"\]'),
+    ],
+)
+def test_another_run_is_refused(tmp_path, change, message):
+    Results(tmp_path, CONFIG)
+    with pytest.raises(ResultsError, match=message):
+        Results(tmp_path, CONFIG.model_copy(update=change))
+
+
+def test_what_cannot_be_read(tmp_path):
+    with pytest.raises(ResultsError, match=r"holds no results: there is no config\.json"):
+        read_config(tmp_path)
+    (tmp_path / "results.jsonl").write_text("")
+    with pytest.raises(ResultsError, match=r"holds results.jsonl without a config.json"):
+        Results(tmp_path, CONFIG)
+    (tmp_path / "config.json").write_text(json.dumps({"task": "passkey"}))
+    with pytest.raises(ResultsError, match=r"config.json cannot be read: version: Field required"):
+        read_config(tmp_path)
+    (tmp_path / "results.jsonl").write_text('{"task": 3}\n')
+    with pytest.raises(ResultsError, match=r"results.jsonl, line 1, is no row: task"):
+        list(read_rows(tmp_path))

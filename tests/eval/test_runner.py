@@ -1,0 +1,125 @@
+import pytest
+
+from ropewalk.eval.methods import Method
+from ropewalk.eval.results import Results, read_rows
+from ropewalk.eval.runner import config_of, facts_of, run, spread
+from ropewalk.eval.subjects import Dummy
+from ropewalk.eval.tasks.passkey import Passkey, PasskeySettings
+
+METHODS = (Method("unmodified"), Method("other"))
+
+
+def task(**settings):
+    return Passkey(PasskeySettings(**{"lengths": (300, 100), "depths": (0.0, 1.0), "samples": 2, **settings}))
+
+
+def start(folder, subject, one=None):
+    one = one or task()
+    return one, Results(folder, config_of(one, METHODS, subject, 0)), facts_of(subject, 0)
+
+
+def test_every_example_under_every_method(tmp_path):
+    subject = Dummy()
+    one, results, facts = start(tmp_path, subject)
+    seen = []
+    counts = run(one, METHODS, subject, results, facts, on_row=lambda row, done, total: seen.append((done, total)))
+    assert (counts.done_before, counts.done, counts.failed) == (0, 16, 0)
+    assert seen == [(i, 16) for i in range(1, 17)]
+    rows = list(read_rows(tmp_path))
+    assert len({row.key for row in rows}) == 16
+    assert [row.cell["length"] for row in rows[:8]] == [100] * 4 + [300] * 4
+    assert all(row.output == "12345" and row.scores == {"exact_match": 0.0} for row in rows)
+    # The same examples for every method.
+    assert [row.target for row in rows[:8]] == [row.target for row in rows[8:]]
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path):
+    class Stopped(Dummy):
+        def answer(self, token_ids, new_tokens, stop=None):
+            if len(list(read_rows(tmp_path))) == 5:
+                raise KeyboardInterrupt
+            return "no"
+
+    one, results, facts = start(tmp_path, Stopped())
+    with pytest.raises(KeyboardInterrupt):
+        run(one, METHODS, Stopped(), results, facts)
+    before = (tmp_path / "results.jsonl").read_text()
+    subject = Dummy()
+    one, results, facts = start(tmp_path, subject)
+    counts = run(one, METHODS, subject, results, facts)
+    assert (counts.done_before, counts.done) == (5, 11)
+    assert (tmp_path / "results.jsonl").read_text().startswith(before)
+    assert len(list(read_rows(tmp_path))) == 16
+    assert run(one, METHODS, subject, results, facts).done == 0
+
+
+def test_an_example_that_fails_is_recorded(tmp_path):
+    class Failing(Dummy):
+        def answer(self, token_ids, new_tokens, stop=None):
+            if len(token_ids) > 200:
+                raise RuntimeError("out of\nmemory")
+            return "no"
+
+    subject = Failing()
+    one, results, facts = start(tmp_path, subject)
+    counts = run(one, METHODS, subject, results, facts)
+    assert (counts.done, counts.failed) == (8, 8)
+    errors = {row.cell["length"]: row.error for row in read_rows(tmp_path)}
+    assert errors == {100: None, 300: "RuntimeError: out of memory"}
+
+
+def test_a_limit_is_spread_over_all():
+    assert spread(list(range(10)), None) == spread(list(range(10)), 10) == list(range(10))
+    assert spread(list(range(10)), 3) == [0, 3, 6]
+    assert spread(list(range(10)), 1) == [0]
+
+
+def test_examples_do_not_depend_on_what_else_is_asked(tmp_path):
+    subject = Dummy()
+    few, many = task(lengths=(300,)), task(lengths=(100, 200, 300), samples=5)
+    wanted = {example.name: example for example in many.examples()}
+    for example in few.examples():
+        assert few.run(example, subject).target == many.run(wanted[example.name], subject).target
+
+
+def test_right_answers_score(tmp_path):
+    def find(token_ids):
+        return "yes"
+
+    one = task(lengths=(120,), samples=1)
+    [example, *_] = one.examples()
+    target = one.run(example, Dummy(find)).target
+    assert one.run(example, Dummy(lambda ids: f" {target}.")).scores == {"exact_match": 1.0}
+    assert one.run(example, Dummy(lambda ids: f" {target}0")).scores == {"exact_match": 0.0}
+
+
+@pytest.mark.parametrize("digits", [1, 8, 100])
+def test_digits_of_the_key(digits):
+    one = task(lengths=(2000,), samples=1, digits=digits)
+    [example, *_] = one.examples()
+    outcome = one.run(example, Dummy())
+    assert len(outcome.target) == digits
+    assert outcome.prompt_tokens <= 2000
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.5, 1.0])
+def test_the_place_is_drawn_from_the_span(depth):
+    prompts = []
+
+    class Reading(Dummy):
+        def answer(self, token_ids, new_tokens, stop=None):
+            return ""
+
+        def encode(self, text):
+            prompts.append(text)
+            return super().encode(text)
+
+    one = task(lengths=(4000,), depths=(depth,), samples=8)
+    places = []
+    for example in one.examples():
+        one.run(example, Reading())
+        places.append(len(prompts[-1].partition("The pass key is")[0].split()))
+    low = depth * (4000 - 400)
+    assert len(set(places)) > 3
+    # A line of filler is 19 words, the beginning and the question about 30 more.
+    assert all(low - 60 <= place <= low + 460 for place in places), places
