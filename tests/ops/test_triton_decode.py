@@ -208,6 +208,19 @@ def test_addresses(which):
     assert torch.equal(attend(*moved, position_map, rotary), expected)
 
 
+def test_a_whole_number_as_scale():
+    q, k, v = tensors(1, 4, 2, 60, 16)
+    rotary = rotary_of(16)
+    for scale in (1, 0.5, 2):
+        options = {"scale": scale, "softcap": 2}
+        assert_close(
+            attend(q, k, v, SelfExtend(8, 50), rotary, **options),
+            reference.attend(q, k, v, SelfExtend(8, 50), rotary, scale, 2.0),
+            rtol=0,
+            atol=1e-5,
+        )
+
+
 @pytest.mark.parametrize("dim", [56, 64])
 def test_growing_texts(dim):
     """The strides of a cache that grows are others at every step."""

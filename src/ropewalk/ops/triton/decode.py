@@ -113,8 +113,8 @@ def decode(
             first_slots,
             slots,
             *plan.numbers,
-            scale,
-            softcap,
+            float(scale),
+            None if softcap is None else float(softcap),
             *strides,
         )
         plan.merge((heads, batch, 1), partials, sinks, output, splits)

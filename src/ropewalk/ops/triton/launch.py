@@ -12,8 +12,9 @@ from typing import Any
 class Launch:
     """One kernel, launched many times with arguments of one kind.
 
-    What Triton finds out about the arguments of the first call has to hold for all: the device, which are None, types,
-    whether numbers and addresses are multiples of 16. A kernel's own annotations say how wide its whole numbers are.
+    What Triton finds out about the arguments of the first call has to hold for all: the device, which are None, types
+    (a whole number is no float), whether numbers and addresses are multiples of 16. A kernel's own annotations say how
+    wide its whole numbers are.
 
     Args:
         kernel: a function under `triton.jit` whose last parameters are `constants`, in that order.
