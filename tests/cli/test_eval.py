@@ -66,3 +66,57 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path):
     assert result.exit_code == 2
     assert "was started with settings" in result.stderr
     assert rows_of(tmp_path) == rows
+
+
+PERPLEXITY = ["perplexity", "--model", "dummy", "--text", "alice", "--lengths", "1k,4k"]
+
+
+def test_perplexity(tmp_path):
+    first = run(*PERPLEXITY, "-o", tmp_path)
+    assert first.exit_code == 0, first.output
+    assert first.stdout == f"4 examples done: {tmp_path}\n"
+    settings = json.loads((tmp_path / "config.json").read_text())["settings"]
+    assert (settings["text"], settings["lengths"], settings["windows"]) == ("alice", [1024, 4096], 16)
+    assert [row["scores"]["tokens"] for row in rows_of(tmp_path)] == [16 * 256] * 4
+    assert all(row["scores"]["perplexity"] == pytest.approx(2.71828, rel=1e-4) for row in rows_of(tmp_path))
+    assert run(*PERPLEXITY, "-o", tmp_path).stdout.startswith("4 were there already, 0 examples done")
+
+
+def test_perplexity_by_position(tmp_path):
+    result = run(*PERPLEXITY, "--mode", "positions", "--method", "unmodified", "-o", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert [row["scores"]["tokens"] for row in rows_of(tmp_path)] == [1023, 4095]
+    assert rows_of(tmp_path)[1]["scores"]["nll_3072"] == 1024
+
+
+def test_data_may_have_moved(tmp_path):
+    for place in ("here", "there"):
+        folder = tmp_path / place / "pg19" / "test_books"
+        folder.mkdir(parents=True)
+        (folder / "1.txt").write_text("many words " * 3000)
+    arguments = ["perplexity", "--model", "dummy", "--lengths", "1k", "-o", tmp_path / "out"]
+    assert run(*arguments, "--data-dir", tmp_path / "here").stdout.startswith("2 examples done")
+    assert run(*arguments, "--data-dir", tmp_path / "there").stdout.startswith("2 were there already, 0")
+    (tmp_path / "there" / "pg19" / "test_books" / "1.txt").write_text("other words " * 3000)
+    changed = run(*arguments, "--data-dir", tmp_path / "there")
+    assert changed.exit_code == 2
+    assert "was started with settings" in changed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--text", "alise"], "no text is called 'alise'. Did you mean 'alice'?"),
+        (["--mode", "slidin"], "--mode must be one of sliding, positions, got 'slidin'. Did you mean 'sliding'?"),
+        (["--lengths", "200"], "--lengths: they must be longer than the stride of 256 tokens"),
+        (["--text", "pg19", "--data-dir", "nowhere"], "holds no books: --data-dir must hold them as pg19/test_books"),
+        (["--stride", "0"], "--stride"),
+    ],
+)
+def test_bad_input_to_perplexity(tmp_path, arguments, message):
+    result = run(*PERPLEXITY, "-o", tmp_path / "out", *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()

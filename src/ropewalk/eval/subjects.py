@@ -38,6 +38,10 @@ class Subject(Protocol):
         """A greedy continuation."""
         ...
 
+    def log_likelihoods(self, token_ids: Sequence[int], first: int) -> list[float]:
+        """Natural logarithm of the probability of each token from index `first`, 1 or more, given all before it."""
+        ...
+
 
 @dataclass(frozen=True)
 class Model:
@@ -84,10 +88,19 @@ class Model:
         )
         return answer.text
 
+    def log_likelihoods(self, token_ids: Sequence[int], first: int) -> list[float]:
+        import torch
+
+        from ropewalk.integrations.transformers.scoring import log_likelihoods
+
+        scores = log_likelihoods(self.loaded.model, torch.tensor([list(token_ids)]), first, self.chunk)
+        return [float(score) for score in scores.tolist()]
+
 
 @dataclass(frozen=True)
 class Dummy:
-    """No model: words are tokens, and every answer is the same. For tests of what is around a model."""
+    """No model: words are tokens, every answer is the same, and every token as likely. For tests of what is around a
+    model."""
 
     reply: Callable[[Sequence[int]], str] = lambda token_ids: "12345"
     name: str = DUMMY
@@ -103,6 +116,9 @@ class Dummy:
 
     def answer(self, token_ids: Sequence[int], new_tokens: int, stop: str | None = None) -> str:
         return self.reply(token_ids)
+
+    def log_likelihoods(self, token_ids: Sequence[int], first: int) -> list[float]:
+        return [-1.0] * (len(token_ids) - first)
 
 
 def weights_hash(loaded: LoadedModel) -> str:

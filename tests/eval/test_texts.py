@@ -1,0 +1,62 @@
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from ropewalk.data import alice
+from ropewalk.eval.texts import Text, TextsError, texts
+
+
+def hub(monkeypatch, load_dataset):
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+
+
+def test_alice():
+    assert texts("alice") == [Text("alice", alice())]
+
+
+def test_pg19_from_a_folder(tmp_path):
+    folder = tmp_path / "pg19" / "test_books"
+    folder.mkdir(parents=True)
+    (folder / "97.txt").write_text("Götter, Gräber\n", encoding="utf-8")
+    (folder / "100.txt").write_text("one", encoding="utf-8")
+    (folder / "index.tsv").write_text("no book")
+    assert texts("pg19", tmp_path) == [Text("100", "one"), Text("97", "Götter, Gräber\n")]
+
+
+def test_a_folder_without_books(tmp_path):
+    with pytest.raises(TextsError, match="test_books holds no books: --data-dir must hold them as pg19/test_books"):
+        texts("pg19", tmp_path)
+
+
+def test_pg19_from_the_hub(monkeypatch):
+    def load_dataset(name, split):
+        assert (name, split) == ("emozilla/pg19-test", "test")
+        return [{"url": "http://www.gutenberg.org/ebooks/10146", "text": "St. Paul", "short_book_title": "x"}]
+
+    hub(monkeypatch, load_dataset)
+    assert texts("pg19") == [Text("10146", "St. Paul")]
+
+
+def test_no_hub(monkeypatch):
+    def load_dataset(name, split):
+        raise ConnectionError("no\nroute")
+
+    hub(monkeypatch, load_dataset)
+    with pytest.raises(
+        TextsError, match=r"cannot be loaded \(ConnectionError: no route\): name a folder .* --data-dir"
+    ):
+        texts("pg19")
+
+
+def test_no_datasets(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(TextsError, match=r"pip install datasets, name a folder .* by --data-dir"):
+        texts("pg19")
+
+
+def test_no_such_texts():
+    with pytest.raises(
+        TextsError, match=r"no text is called 'pg-19'\. Did you mean 'pg19'\? The texts are alice, pg19"
+    ):
+        texts("pg-19")
