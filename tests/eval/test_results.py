@@ -40,6 +40,21 @@ def test_half_a_line_is_written_again(tmp_path, cut):
     assert [one.example for one in read_rows(tmp_path)] == ["a", "b"]
 
 
+def test_answers_with_any_characters_come_back(tmp_path):
+    results = Results(tmp_path, CONFIG)
+    odd = row("a").model_copy(update={"output": "a\u2028b\x85c\x1ed\r\n"})
+    results.add(odd)
+    assert list(read_rows(tmp_path)) == [odd]
+
+
+def test_half_a_line_is_no_row(tmp_path):
+    """A run may be read while it goes on."""
+    Results(tmp_path, CONFIG).add(row("a"))
+    path = tmp_path / "results.jsonl"
+    path.write_text(path.read_text() + path.read_text()[:-30])
+    assert [one.example for one in read_rows(tmp_path)] == ["a"]
+
+
 def test_a_failed_example_is_tried_again(tmp_path):
     results = Results(tmp_path, CONFIG)
     results.add(row("a", error="RuntimeError: no"))

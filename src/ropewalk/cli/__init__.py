@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import ropewalk
-from ropewalk.cli import demo, eval, explain, generate
+from ropewalk.cli import demo, eval, explain, generate, report
 from ropewalk.cli.errors import Commands
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app.command("demo")(demo.command)
 app.command("generate")(generate.command)
 app.command("explain")(explain.command)
 app.add_typer(eval.app, name="eval")
+app.command("report")(report.command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -153,7 +153,8 @@ def read_rows(folder: Path) -> Iterator[Row]:
     """
     path = folder / _ROWS
     latest: dict[tuple[str, str], Row] = {}
-    lines = path.read_text().splitlines() if path.exists() else []
+    # Answers may hold other characters that end lines, unescaped; after the last "\n" is what a process was writing.
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
             row = Row.model_validate_json(line)

@@ -44,10 +44,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Metric:
-    """A score: its name in words, and which way is better."""
+    """A score: its name in words, and which way is better.
+
+    Attributes:
+        pooled: for a score that is exp(a / b) of two others, their names: of several examples it is exp(sum a / sum b).
+            Of other scores it is the mean.
+    """
 
     title: str
     higher_is_better: bool = True
+    pooled: tuple[str, str] | None = None
 
 
 class Task(Protocol):

@@ -113,7 +113,9 @@ class Perplexity:
     data_dir: InitVar[Path | None] = None
     name: ClassVar[str] = "perplexity"
     version: ClassVar[int] = 1
-    metrics: ClassVar[dict[str, Metric]] = {"perplexity": Metric("perplexity", higher_is_better=False)}
+    metrics: ClassVar[dict[str, Metric]] = {
+        "perplexity": Metric("perplexity", higher_is_better=False, pooled=("nll", "tokens"))
+    }
     _examples: dict[str, tuple[Text, int]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self, data_dir: Path | None) -> None:

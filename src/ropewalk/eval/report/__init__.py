@@ -1,0 +1,153 @@
+"""A page from folders of results: as one HTML file without anything outside it, and as Markdown with its pictures."""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import ropewalk
+from ropewalk.eval.report.about import About, about
+from ropewalk.eval.report.figures import Picture, pictures_of
+from ropewalk.eval.report.runs import Run, notices, read, together
+from ropewalk.eval.report.tables import Cell, Table, failure_table, made_table, score_tables
+
+__all__ = ["Report", "Section", "build", "read", "to_html", "to_markdown", "write"]
+
+METHODS = (
+    "A method is a way to run the same model: unmodified is the model as it is, every other name is a map that gives "
+    "far tokens new positions, with its parameters. No weight is changed by any."
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One task: all that is shown of it."""
+
+    about: About
+    notices: tuple[str, ...]
+    pictures: tuple[Picture, ...]
+    tables: tuple[Table, ...]
+    failures: Table | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """A page as plain data."""
+
+    title: str
+    subtitle: str
+    sections: tuple[Section, ...]
+    made: tuple[Table, ...]
+    version: str
+
+
+def build(runs: Sequence[Run]) -> Report:
+    """The page of these runs: a section for each task, in which the runs of the task are together.
+
+    Raises:
+        ImportError: a figure needs matplotlib, which is not installed.
+    """
+    tasks = dict.fromkeys(run.config.task for run in runs)
+    sections = tuple(_section(task, [run for run in runs if run.config.task == task]) for task in tasks)
+    title = sections[0].about.title if len(sections) == 1 else "Evaluation"
+    models = dict.fromkeys(run.config.model for run in runs)
+    return Report(title, ", ".join(models), sections, tuple(map(made_table, runs)), ropewalk.__version__)
+
+
+def _section(task: str, runs: Sequence[Run]) -> Section:
+    series, words = together(runs), about(task)
+    return Section(
+        about=words,
+        notices=tuple(notices(runs, series)),
+        pictures=tuple(pictures_of(task, series)),
+        tables=tuple(score_tables(task, series, words.by)),
+        failures=failure_table(series),
+    )
+
+
+def to_html(report: Report) -> str:
+    """One page, with its pictures inside it; all text is escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    # As images of their own: in the page itself the names inside several SVGs would clash.
+    environment.filters["data_uri"] = lambda svg: f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+    template = files(__name__).joinpath("page.html").read_text(encoding="utf-8")
+    return environment.from_string(template).render(report=report, methods=METHODS)
+
+
+def to_markdown(report: Report, pictures: str) -> str:
+    """The same as Markdown.
+
+    Args:
+        pictures: folder of the pictures, as the file is to name it.
+    """
+    return "\n\n".join(_paragraphs(report, pictures)) + "\n"
+
+
+def _paragraphs(report: Report, pictures: str) -> Iterator[str]:
+    yield f"# {escaped(report.title)}: {escaped(report.subtitle)}"
+    several = len(report.sections) > 1
+    yield escaped(METHODS)
+    for section in report.sections:
+        if several:
+            yield f"## {escaped(section.about.title)}"
+        yield escaped(section.about.measures)
+        if section.notices:
+            yield "\n".join(f"- **Note.** {escaped(notice)}" for notice in section.notices)
+        if section.pictures:
+            yield escaped(section.about.reading)
+            yield "\n".join(f"![{escaped(one.alt)}](<{pictures}/{one.name}.svg>)" for one in section.pictures)
+        for table in (*section.tables, *([section.failures] if section.failures else [])):
+            yield from _table(table)
+    yield "## How it was made"
+    for table in report.made:
+        yield from _table(table)
+    yield f"Made by ropewalk {escaped(report.version)} from the rows of these folders alone."
+
+
+def _table(table: Table) -> Iterator[str]:
+    yield f"**{escaped(table.caption)}**"
+    lines = [table.columns, ["---"] * len(table.columns)]
+    body = [[_cell(cell) for cell in row] for row in table.rows]
+    head = [[escaped(column) for column in lines[0]], lines[1]]
+    yield "\n".join(f"| {' | '.join(cells)} |" for cells in (*head, *body))
+    if table.note:
+        yield escaped(table.note)
+
+
+def _cell(cell: Cell) -> str:
+    mark = f" {cell.mark}" if cell.mark else ""
+    return f"{escaped(cell.text)}{mark}" + (f" ({escaped(cell.detail)})" if cell.detail else "")
+
+
+def escaped(text: str) -> str:
+    """Text that Markdown shows as it is, in a table too."""
+    one_line = " ".join(text.split())
+    return re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", html.escape(one_line, quote=False))
+
+
+def write(report: Report, page: Path) -> tuple[Path, Path]:
+    """Writes DIR/NAME.html, DIR/NAME.md and the pictures of the latter, DIR/NAME_files/*.svg.
+
+    Returns:
+        The two pages.
+
+    Raises:
+        OSError: something cannot be written.
+    """
+    pictures, markdown = page.with_name(f"{page.stem}_files"), page.with_suffix(".md")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(to_html(report), encoding="utf-8")
+    markdown.write_text(to_markdown(report, pictures.name), encoding="utf-8")
+    drawn = [picture for section in report.sections for picture in section.pictures]
+    if drawn:
+        pictures.mkdir(exist_ok=True)
+    for picture in drawn:
+        (pictures / f"{picture.name}.svg").write_bytes(picture.svg)
+    return page, markdown

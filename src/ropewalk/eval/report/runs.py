@@ -1,0 +1,191 @@
+"""Folders of results put together: a series of rows for each method, and what a reader must know before comparing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ropewalk.eval.methods import UNMODIFIED
+from ropewalk.eval.report.about import about
+from ropewalk.eval.results import Config, ResultsError, Row, read_config, read_rows
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder of results."""
+
+    folder: str
+    config: Config
+    rows: tuple[Row, ...]
+
+    @property
+    def methods(self) -> list[str]:
+        """Those that have rows, in the order in which they were asked for."""
+        there = {row.method for row in self.rows}
+        return [method for method in self.config.methods if method in there] + sorted(there - {*self.config.methods})
+
+    def asks_as(self, other: Run) -> bool:
+        """Whether both ask the same examples of the same model: their methods can be compared."""
+        return not _differences(self, other)
+
+
+@dataclass(frozen=True)
+class Series:
+    """The rows of one method of one run, and what to call them."""
+
+    label: str
+    method: str
+    run: Run
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """Those that failed too."""
+        return tuple(row for row in self.run.rows if row.method == self.method)
+
+    @property
+    def done(self) -> list[Row]:
+        return [row for row in self.rows if row.error is None]
+
+    @property
+    def failed(self) -> list[Row]:
+        return [row for row in self.rows if row.error is not None]
+
+    def scores(self, metric: str, cell: Mapping[str, int | float | str] | None = None) -> list[float]:
+        """Of the rows of a cell; without one, of all."""
+        return [
+            row.scores[metric]
+            for row in self.done
+            if metric in row.scores and all(row.cell.get(key) == value for key, value in (cell or {}).items())
+        ]
+
+
+def read(folder: Path) -> Run:
+    """A folder of results, finished or not.
+
+    Raises:
+        ResultsError: there is none, or nothing in it.
+    """
+    if not folder.is_dir():
+        raise ResultsError(f"there is no folder {folder}")
+    config = read_config(folder)
+    rows = tuple(read_rows(folder))
+    if not rows:
+        raise ResultsError(f"{folder} has no rows yet: run the evaluation first")
+    return Run(str(folder), config, rows)
+
+
+def together(runs: Sequence[Run]) -> list[Series]:
+    """The methods of runs of one task, the unmodified model first; what is there twice stays apart."""
+    times = Counter(method for run in runs for method in run.methods)
+    several_models = len({(run.config.model, run.config.model_hash) for run in runs}) > 1
+    series = []
+    for run in runs:
+        for method in run.methods:
+            model = f" on {run.config.model}" if several_models else ""
+            folder = f" in {run.folder}" if times[method] > 1 else ""
+            series.append(Series(method + model + folder, method, run))
+    order = [UNMODIFIED, *times]
+    return sorted(series, key=lambda one: order.index(one.method))
+
+
+def baseline(one: Series, series: Sequence[Series]) -> Series | None:
+    """The unmodified model to compare with: of the same run, else the only one that was asked the same."""
+    if one.method == UNMODIFIED:
+        return None
+    others = [other for other in series if other.method == UNMODIFIED and other.run.asks_as(one.run)]
+    same_run = [other for other in others if other.run is one.run]
+    candidates = same_run or others
+    return candidates[0] if len(candidates) == 1 else None
+
+
+def notices(runs: Sequence[Run], series: Sequence[Series]) -> list[str]:
+    """What a reader must know before comparing."""
+    return [*_twice(runs), *_different(runs), *_unfinished(runs), *_failed(series), *_not_compared(series)]
+
+
+def _twice(runs: Sequence[Run]) -> Iterator[str]:
+    for method in dict.fromkeys(method for run in runs for method in run.methods):
+        folders = [run.folder for run in runs if method in run.methods]
+        if len(folders) > 1:
+            yield (
+                f"{method} is in {len(folders)} folders ({', '.join(folders)}): each is shown for itself, "
+                "under its folder's name, and nothing is averaged over them."
+            )
+
+
+def _different(runs: Sequence[Run]) -> Iterator[str]:
+    names = dict.fromkeys(name for run in runs[1:] for name in _differences(runs[0], run))
+    if names:
+        yield (
+            f"The folders differ in {', '.join(names)}: a difference between methods of different folders may come "
+            "from that."
+        )
+    facts = {
+        "device": {row.facts.device for run in runs for row in run.rows},
+        "dtype": {row.facts.dtype for run in runs for row in run.rows},
+    }
+    for name, values in facts.items():
+        if len(values) > 1:
+            yield f"Not all rows were computed with the same {name}: {', '.join(sorted(values))}."
+
+
+def _differences(one: Run, other: Run) -> list[str]:
+    """In what is asked, but for methods; a setting by its own name."""
+    old, new = one.config, other.config
+    names = [name for name in ("model", "model_hash", "version", "seed") if getattr(old, name) != getattr(new, name)]
+    keys = dict.fromkeys([*old.settings, *new.settings])
+    return [name.replace("_", " ") for name in names] + [
+        key for key in keys if key not in names and old.settings.get(key) != new.settings.get(key)
+    ]
+
+
+def _unfinished(runs: Sequence[Run]) -> Iterator[str]:
+    for run in runs:
+        wanted = asked_for(run)
+        counts = Counter(row.method for row in run.rows)
+        missing = [
+            f"{method} {counts[method]} of {wanted}"
+            for method in dict.fromkeys([*run.config.methods, *run.methods])
+            if counts[method] < wanted
+        ]
+        if missing:
+            yield (
+                f"{run.folder} is not finished. Examples so far: {', '.join(missing)}. A mean of all that is there is "
+                "no fair comparison before the end."
+            )
+
+
+def asked_for(run: Run) -> int:
+    """Examples of each method: what the settings ask for or, where that is not known, those of any method."""
+    count = about(run.config.task).examples
+    try:
+        wanted = count(run.config.settings) if count else 0
+    except (KeyError, TypeError, ValueError):  # another version's settings
+        wanted = 0
+    return max(wanted, len({row.example for row in run.rows}))
+
+
+def _failed(series: Sequence[Series]) -> Iterator[str]:
+    failed = sum(len(one.failed) for one in series)
+    if failed:
+        total = sum(len(one.rows) for one in series)
+        yield f"{failed} of {total} examples failed: they have no score, and no mean counts them."
+
+
+def _not_compared(series: Sequence[Series]) -> Iterator[str]:
+    left = [one.label for one in series if one.method != UNMODIFIED and baseline(one, series) is None]
+    if left:
+        yield f"Nothing to compare with, for want of one unmodified model asked the same: {', '.join(left)}."
+
+
+def plain(value: object) -> str:
+    """A setting in words: no quotes and brackets, and no more digits than one cares for."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain, value))
+    return value if isinstance(value, str) else "none" if value is None else json.dumps(value)

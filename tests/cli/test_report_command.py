@@ -1,0 +1,84 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from ropewalk.cli import app
+
+SMALL = ["--model", "dummy", "--lengths", "200,1k", "--depths", "2", "--samples", "1"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+@pytest.fixture
+def results(tmp_path):
+    assert run("eval", "passkey", *SMALL, "-o", tmp_path / "results").exit_code == 0
+    return tmp_path / "results"
+
+
+def test_a_page_of_a_run(results, tmp_path):
+    page = tmp_path / "pages" / "page.html"
+    done = run("report", results, "--output", page)
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f"8 rows: {page} and {page.with_suffix('.md')}\n"
+    assert "Pass key retrieval" in page.read_text()
+    assert "selfextend(group_size=1, window=1024)" in page.read_text()
+    assert (tmp_path / "pages" / "page_files" / "passkey-2.svg").exists()
+    first = page.read_bytes()
+    run("report", results, results, "--output", page)
+    assert page.read_bytes() == first
+
+
+def test_several_folders(results, tmp_path):
+    other = tmp_path / "other"
+    run("eval", "passkey", *SMALL, "--method", "rerope(window=64)", "-o", other)
+    done = run("report", results, other, "-o", tmp_path / "page.html")
+    assert done.stdout.startswith("12 rows: ")
+    assert "rerope(window=64)" in (tmp_path / "page.md").read_text()
+
+
+def no_folder(folder):
+    return folder / "none", "there is no folder"
+
+
+def no_results(folder):
+    (folder / "empty").mkdir()
+    return folder / "empty", "holds no results: there is no config.json"
+
+
+def no_rows(folder):
+    (folder / "results" / "results.jsonl").write_text("")
+    return folder / "results", "has no rows yet"
+
+
+def no_row(folder):
+    (folder / "results" / "results.jsonl").write_text(json.dumps({"task": 3}) + "\n")
+    return folder / "results", "line 1, is no row"
+
+
+def no_text(folder):
+    (folder / "results" / "results.jsonl").write_bytes(b"\xff\xfe\n")
+    return folder / "results", "the results cannot be read"
+
+
+@pytest.mark.parametrize("spoil", [no_folder, no_results, no_rows, no_row, no_text])
+def test_bad_folders(results, tmp_path, spoil):
+    folder, message = spoil(tmp_path)
+    told(run("report", folder, "-o", tmp_path / "page.html"), message)
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_bad_output(results, tmp_path):
+    told(run("report", results, "-o", tmp_path / "page.pdf"), "--output must end in .html")
+    (tmp_path / "file").write_text("")
+    told(run("report", results, "-o", tmp_path / "file" / "page.html"), "cannot write")
+
+
+def told(result, message):
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
