@@ -42,7 +42,7 @@ def test_a_limit_can_be_lifted(tmp_path):
     ("arguments", "message"),
     [
         (["--method", "selfexend"], "Did you mean 'selfextend'?"),
-        (["--lengths", "4k,many"], "--lengths must be whole numbers of tokens such as 4096 or 16k, got 'many'"),
+        (["--lengths", "4k,many"], "--lengths must be whole numbers such as 4096 or 16k, got 'many'"),
         (["--lengths", "0"], "got '0'"),
         (["--depths", "0.5,1.5"], "--depths must be numbers from 0 to 1, or how many there are, got '0.5,1.5'"),
         (["--dtype", "half"], "--dtype must be one of"),
@@ -120,3 +120,16 @@ def test_bad_input_to_perplexity(tmp_path, arguments, message):
     assert result.stderr.count("\n") == 1
     assert message in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_passkey_length(tmp_path):
+    small = ["--model", "dummy", "--length", "600", "--digits", "5,36", "--samples", "3"]
+    assert run("passkey-length", *small, "-o", tmp_path).stdout == f"12 examples done: {tmp_path}\n"
+    rows = rows_of(tmp_path)
+    assert {(row["cell"]["digits"], len(row["target"])) for row in rows} == {(5, 5), (36, 36)}
+    assert all(row["prompt_tokens"] <= 600 for row in rows)
+    assert (
+        "--length is one number"
+        in run("passkey-length", "--model", "dummy", "--length", "1k,2k", "-o", tmp_path).stderr
+    )
+    assert "--digits must be" in run("passkey-length", "--model", "dummy", "--digits", "0", "-o", tmp_path).stderr

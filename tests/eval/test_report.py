@@ -337,3 +337,17 @@ def test_perplexity_is_pooled_over_tokens():
     alike = estimates.pooled([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     assert alike.interval == pytest.approx((math.exp(2), math.exp(2)))
     assert estimates.pooled([], []) is None
+
+
+def test_curves_need_two_values():
+    rows = [
+        row(method, 1.0, task="passkey-length", cell={"digits": digits})
+        for method in ("unmodified", "$a$")
+        for digits in (5, 36)
+    ]
+    one = run(rows, task="passkey-length", methods=("unmodified", "$a$"))
+    [picture] = figures.pictures_of("passkey-length", runs.together([one]))
+    assert "2 methods" in picture.alt
+    assert b"<svg" in picture.svg
+    few = run([its for its in rows if its.cell["digits"] == 5], task="passkey-length", methods=("unmodified", "$a$"))
+    assert figures.pictures_of("passkey-length", runs.together([few])) == []

@@ -89,6 +89,33 @@ def passkey(
     _evaluate(task, method, output, limit, seed, loading)
 
 
+@app.command("passkey-length")
+def passkey_length(
+    output: OutputOption,
+    digits: Annotated[str, typer.Option(help="Of the keys, comma-separated.")] = "5,8,16,36,48,64,100",
+    length: Annotated[str, typer.Option(help="Tokens of the prompts; 16k is 16384.")] = "16k",
+    samples: Annotated[int, typer.Option(min=1, help="Prompts of each number of digits.")] = 10,
+    method: MethodOption = None,
+    limit: LimitOption = None,
+    seed: SeedOption = 0,
+    model: ModelOption = None,
+    trained_window: TrainedWindowOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    trust_remote_code: TrustRemoteCodeOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Pass keys of more and more digits, at one length (SelfExtend, section 4.7, figure 6)."""
+    from ropewalk.eval.tasks.passkey_length import PasskeyLength, PasskeyLengthSettings
+
+    numbers, [tokens, *more] = _lengths(digits, "--digits"), _lengths(length, "--length")
+    if more:
+        raise UserError(f"--length is one number of tokens, got {length!r}")
+    settings = _settings(PasskeyLengthSettings, digits=numbers, length=tokens, samples=samples, seed=seed)
+    loading = _Loading(model, trained_window, dtype, device, trust_remote_code, verbose)
+    _evaluate(PasskeyLength(settings), method, output, limit, seed, loading)
+
+
 @app.command("perplexity")
 def perplexity(
     output: OutputOption,
@@ -249,7 +276,7 @@ def _settings(kind: type[Any], **values: Any) -> Any:
         raise UserError(f"--{'-'.join(map(str, detail['loc']))}: {detail['msg']}, got {detail['input']!r}") from error
 
 
-def _lengths(text: str) -> list[int]:
+def _lengths(text: str, option: str = "--lengths") -> list[int]:
     lengths = []
     for part in text.split(","):
         number = part.strip().lower()
@@ -258,7 +285,7 @@ def _lengths(text: str) -> list[int]:
         except ValueError:
             length = 0
         if length < 1:
-            raise UserError(f"--lengths must be whole numbers of tokens such as 4096 or 16k, got {part.strip()!r}")
+            raise UserError(f"{option} must be whole numbers such as 4096 or 16k, got {part.strip()!r}")
         lengths.append(length)
     return lengths
 

@@ -55,12 +55,31 @@ ABOUT = {
         by=("length",),
         examples=_grid,
     ),
+    "passkey-length": About(
+        title="Pass keys of many digits",
+        measures=(
+            "A random number is hidden in a long text that has nothing to do with it, and the model is asked for it at "
+            "the end. Here the text stays as long as it is and the number gets longer: a model that takes several far "
+            "tokens to be in one place may find a long number and mix up its digits. The score is the share of "
+            "numbers that it gives back exactly."
+        ),
+        reading=(
+            "One line for each method. To the right the keys get longer; the higher, the more of them were given back. "
+            "Bars show how far a share may be off by chance, with 95% confidence."
+        ),
+        examples=lambda settings: len(settings["digits"]) * int(settings["samples"]),
+    ),
     "perplexity": About(
         title="Perplexity on books",
         measures=(
             "The model reads a book and says at each place how likely the token is that comes next. Perplexity is how "
             "many tokens it hesitates between, as it were: 1 would be to know them all, and less is better. Past the "
             "length that a model was trained on it rises steeply, unless something is done."
+        ),
+        reading=(
+            "One line for each method. To the right the model reads more text before the tokens that are scored; the "
+            "lower, the better. A line that stays level or falls is as good as with a short text. Bars show how far a "
+            "value may be off by chance, with 95% confidence, where there are three books or more."
         ),
     ),
 }

@@ -9,8 +9,17 @@ from io import BytesIO
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from ropewalk.eval.methods import UNMODIFIED
 from ropewalk.eval.report.runs import Series
-from ropewalk.eval.report.tables import Value, metrics_of, title_of, tokens, values_of
+from ropewalk.eval.report.tables import (
+    Value,
+    estimate_of,
+    is_proportion,
+    metrics_of,
+    title_of,
+    tokens,
+    values_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +29,9 @@ _INK, _MUTED, _EDGE = "#1f2933", "#7b8794", "#cbd2d9"
 # From 0 to 1, one hue and ever darker: the same order in grey, and for every kind of color vision.
 _SHADES = ("#f3f6fa", "#c9dbec", "#8fb5d9", "#4f87bd", "#2a5f97", "#143a63")
 _DARK = 0.55
+# Told apart by every kind of color vision, with a marker each for grey.
+_LINES = ("#2f6fab", "#d9730d", "#7a4fa3", "#0e8a8a", "#b8336a", "#8a6d1d")
+_MARKERS = "osD^vPX"
 # Inches: of a square; of all squares, at least, for the names of the axes; of what is around them.
 _WIDE, _HIGH = 0.68, 0.4
 _LEAST_WIDE, _LEAST_HIGH = 2.3, 1.9
@@ -59,7 +71,65 @@ def _passkey(series: Sequence[Series]) -> list[Picture]:
     )
 
 
-FIGURES: dict[str, Callable[[Sequence[Series]], list[Picture]]] = {"passkey": _passkey}
+def _passkey_length(series: Sequence[Series]) -> list[Picture]:
+    return curves("passkey-length", series, metric="exact_match", x="digits", x_title="digits of the key")
+
+
+def _perplexity(series: Sequence[Series]) -> list[Picture]:
+    return curves("perplexity", series, metric="perplexity", x="length", x_title="tokens read, at most")
+
+
+FIGURES: dict[str, Callable[[Sequence[Series]], list[Picture]]] = {
+    "passkey": _passkey,
+    "passkey-length": _passkey_length,
+    "perplexity": _perplexity,
+}
+
+
+def curves(task: str, series: Sequence[Series], *, metric: str, x: str, x_title: str) -> list[Picture]:
+    """A score over one part of the cells: a line for each method, in one picture; none for a single value."""
+    across = [value for value in values_of(x, series) if isinstance(value, int | float)]
+    if len(across) < 2:
+        return []
+    known = metrics_of(task, series).get(metric)
+    title, proportion = title_of(metric, known), is_proportion(metric, series)
+    # A long name takes a line of the legend for itself.
+    names = [textwrap.fill(one.label, 58) for one in series]
+    width, plot, legend = 7.2, 3.1, 0.2 * sum(name.count("\n") + 1 for name in names) + 0.25
+    height = 0.35 + plot + 0.6 + legend
+    figure = _figure(width, height)
+    axes = figure.add_axes((0.8 / width, (0.6 + legend) / height, (width - 1.0) / width, plot / height))
+    for number, (one, name) in enumerate(zip(series, names, strict=True)):
+        found = [(value, estimate_of(metric, known, one, {x: value})) for value in across]
+        points = [(value, its) for value, its in found if its is not None]
+        ends = [its.interval or (its.mean, its.mean) for _, its in points]
+        means = [its.mean for _, its in points]
+        spans = [[m - low for m, (low, _) in zip(means, ends, strict=True)],
+                 [high - m for m, (_, high) in zip(means, ends, strict=True)]]  # fmt: skip
+        is_plain = one.method == UNMODIFIED
+        axes.errorbar(
+            [value for value, _ in points], means, yerr=spans, label=name, linewidth=1.6, elinewidth=0.9, markersize=5,
+            color=_MUTED if is_plain else _LINES[number % len(_LINES)], linestyle="--" if is_plain else "-",
+            marker=_MARKERS[number % len(_MARKERS)],
+        )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(across, [tokens(value) if x == "length" else f"{value:g}" for value in across])
+    axes.minorticks_off()
+    if proportion:
+        axes.set_ylim(-0.04, 1.04)
+    else:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlabel(x_title)
+    axes.set_ylabel(title)
+    axes.grid(axis="y", color=_EDGE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    drawn = figure.legend(loc="lower left", bbox_to_anchor=(0.09, 0.0), frameon=False, fontsize=9)
+    for text in drawn.get_texts():
+        text.set_parse_math(False)
+    return [Picture(task, f"{title} by {x}, a line for each of {len(series)} methods", _svg(figure))]
 
 
 def heat_maps(

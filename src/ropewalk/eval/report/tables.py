@@ -85,8 +85,8 @@ def _scores(name: str, metric: Metric | None, key: str | None, series: Sequence[
         other = baseline(one, series)
         cells = [Cell(one.label)]
         for cell in [*({key: value} for value in values if key is not None), {}]:
-            mine = _estimate(name, metric, one, cell, proportion)
-            theirs = _estimate(name, metric, other, cell, proportion) if other else None
+            mine = estimate_of(name, metric, one, cell)
+            theirs = estimate_of(name, metric, other, cell) if other else None
             cells.append(_cell(mine, theirs, proportion))
         rows.append(tuple(cells))
     heads = [tokens(value) if key == "length" else plain(value) for value in values]
@@ -98,13 +98,12 @@ def _scores(name: str, metric: Metric | None, key: str | None, series: Sequence[
     )
 
 
-def _estimate(
-    name: str, metric: Metric | None, one: Series, cell: Mapping[str, Value], proportion: bool
-) -> Estimate | None:
+def estimate_of(name: str, metric: Metric | None, one: Series, cell: Mapping[str, Value]) -> Estimate | None:
+    """A score of a method in a cell; in none, over all."""
     if metric is not None and metric.pooled is not None:
         sums, weights = (one.scores(part, cell) for part in metric.pooled)
         return pooled(sums, weights)
-    return estimate(one.scores(name, cell), proportion)
+    return estimate(one.scores(name, cell), is_proportion(name, [one]))
 
 
 def _cell(mine: Estimate | None, theirs: Estimate | None, proportion: bool) -> Cell:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from ropewalk.eval.tasks.base import Example, Metric, Outcome, Settings, Task
 from ropewalk.eval.tasks.passkey import Passkey
+from ropewalk.eval.tasks.passkey_length import PasskeyLength
 from ropewalk.eval.tasks.perplexity import Perplexity
 
-TASKS: dict[str, type[Task]] = {"passkey": Passkey, "perplexity": Perplexity}
+TASKS: dict[str, type[Task]] = {
+    "passkey": Passkey,
+    "passkey-length": PasskeyLength,
+    "perplexity": Perplexity,
+}
 
-__all__ = ["TASKS", "Example", "Metric", "Outcome", "Passkey", "Perplexity", "Settings", "Task"]
+__all__ = ["TASKS", "Example", "Metric", "Outcome", "Passkey", "PasskeyLength", "Perplexity", "Settings", "Task"]

@@ -52,13 +52,8 @@ class Passkey:
                     self._examples[f"{length}-{depth:.3f}-{sample}"] = (length, depth, sample)
 
     @property
-    def new_tokens(self) -> int:
-        # Two a digit and a few more, whatever the tokenizer.
-        return 2 * self.settings.digits + 6
-
-    @property
     def longest(self) -> int:
-        return max(self.settings.lengths) + self.new_tokens
+        return max(self.settings.lengths) + answer_tokens(self.settings.digits)
 
     def examples(self) -> Iterator[Example]:
         for name, (length, depth, _) in self._examples.items():
@@ -66,16 +61,22 @@ class Passkey:
 
     def run(self, example: Example, subject: Subject) -> Outcome:
         length, depth, _ = self._examples[example.name]
+        span = min(self.settings.span, length)
         # Of the name, so that an example does not change with what else is asked for.
         chance = random.Random(f"{self.settings.seed} {example.name}")
-        span = min(self.settings.span, length)
         place = (depth * (length - span) + chance.uniform(0, span)) / length
-        prompt = haystack.passkey(
-            length,
-            place,
-            lambda text: len(subject.encode(text)),
-            seed=chance.randrange(1 << 32),
-            digits=self.settings.digits,
-        )
-        output = subject.answer(subject.encode(prompt.prompt), self.new_tokens, stop="\n")
-        return Outcome(prompt.tokens, {"exact_match": float(prompt.is_right(output))}, prompt.answer, output)
+        return ask(subject, length, place, self.settings.digits, chance)
+
+
+def ask(subject: Subject, length: int, place: float, digits: int, chance: random.Random) -> Outcome:
+    """Hides a key of so many digits in a text of `length` tokens, `place` from 0 to 1, and asks for it."""
+    prompt = haystack.passkey(
+        length, place, lambda text: len(subject.encode(text)), seed=chance.randrange(1 << 32), digits=digits
+    )
+    output = subject.answer(subject.encode(prompt.prompt), answer_tokens(digits), stop="\n")
+    return Outcome(prompt.tokens, {"exact_match": float(prompt.is_right(output))}, prompt.answer, output)
+
+
+def answer_tokens(digits: int) -> int:
+    """Two a digit and a few more, whatever the tokenizer."""
+    return 2 * digits + 6
