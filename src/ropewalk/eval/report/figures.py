@@ -98,8 +98,11 @@ def curves(task: str, series: Sequence[Series], *, metric: str, x: str, x_title:
     width, plot, legend = 7.2, 3.1, 0.2 * sum(name.count("\n") + 1 for name in names) + 0.25
     height = 0.35 + plot + 0.6 + legend
     figure = _figure(width, height)
+    from matplotlib.ticker import LogLocator, NullLocator
+
     axes = figure.add_axes((0.8 / width, (0.6 + legend) / height, (width - 1.0) / width, plot / height))
     for number, (one, name) in enumerate(zip(series, names, strict=True)):
+        # Beside each other, so that no bar hides another.
         found = [(value, estimate_of(metric, known, one, {x: value})) for value in across]
         points = [(value, its) for value, its in found if its is not None]
         ends = [its.interval or (its.mean, its.mean) for _, its in points]
@@ -108,7 +111,8 @@ def curves(task: str, series: Sequence[Series], *, metric: str, x: str, x_title:
                  [high - m for m, (_, high) in zip(means, ends, strict=True)]]  # fmt: skip
         is_plain = one.method == UNMODIFIED
         axes.errorbar(
-            [value for value, _ in points], means, yerr=spans, label=name, linewidth=1.6, elinewidth=0.9, markersize=5,
+            [value * 1.012 ** (2 * number - len(series) + 1) for value, _ in points], means, yerr=spans, label=name,
+            linewidth=1.6, elinewidth=0.9, markersize=5,
             color=_MUTED if is_plain else _LINES[number % len(_LINES)], linestyle="--" if is_plain else "-",
             marker=_MARKERS[number % len(_MARKERS)],
         )  # fmt: skip
@@ -119,8 +123,9 @@ def curves(task: str, series: Sequence[Series], *, metric: str, x: str, x_title:
         axes.set_ylim(-0.04, 1.04)
     else:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel(x_title)
     axes.set_ylabel(title)
     axes.grid(axis="y", color=_EDGE, linewidth=0.6)
