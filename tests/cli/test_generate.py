@@ -264,7 +264,13 @@ def test_interrupt(model, document, began):
     command += ["--file", str(document), "--target-length", "5000", "--max-new-tokens", "4000"]
     command += ["--map", "rerope", "--window", "8"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # A job that a script puts in the background ignores the signal, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         seen = ""
         while began not in seen:

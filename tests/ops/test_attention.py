@@ -287,6 +287,8 @@ def test_inputs_are_left_alone():
         (((1, 2, 3, 8), (1, 2, 3, 6), (1, 2, 3, 6)), {}, "head dimensions differ"),
         (((1, 2, 4, 8), (1, 2, 3, 8), (1, 2, 3, 8)), {}, "leaves no room for 4 queries among 3 keys"),
         (((1, 2, 3, 8), (1, 2, 3, 8), (1, 2, 3, 8)), {"impl": "fast"}, "impl must be one of .* got 'fast'"),
+        (((1, 2, 3, 8), (1, 2, 3, 8), (1, 2, 3, 8)), {"scale": 0.0}, "scale must be above 0, got 0.0"),
+        (((1, 2, 3, 8), (1, 2, 3, 8), (1, 2, 3, 8)), {"scale": math.nan}, "scale must be above 0, got nan"),
         (((1, 2, 3, 8), (1, 2, 3, 8), (1, 2, 3, 8)), {"layout": Layout(2, 3)}, "layout is for 2 queries"),
         (((1, 2, 3, 8), (1, 2, 3, 8), (1, 2, 3, 8)), {"layout": Layout(3, 3, 1)}, "query_start 1"),
         (

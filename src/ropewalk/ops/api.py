@@ -65,7 +65,7 @@ def attention(
         rotary: the model's rotary embedding; None for a layer without one, where only which keys are seen matters.
         layout: which slots hold tokens; by default all do, and the queries are the last keys. A query slot that holds
             no token gives zeros.
-        scale: of the scores, by default `head_dim ** -0.5`.
+        scale: of the scores, above 0; by default `head_dim ** -0.5`.
         softcap: `softcap * tanh(score / softcap)` instead of the score (Gemma 2).
         sinks: (heads,), a logit a head that takes part in the softmax and adds nothing (gpt-oss).
         query_scaling: factor on each query by its true position.
@@ -88,6 +88,8 @@ def attention(
     layout = layout or Layout(query.shape[2], key.shape[2])
     _check(query, key, value, rotary, layout, impl)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if not scale > 0:
+        raise ValueError(f"attention: scale must be above 0, got {scale}")
     chosen = choose_impl(query, key, value, softcap) if impl == "auto" else impl
     if impl in _LACKS and (reason := _LACKS[impl](query, key, value, softcap)):
         raise ValueError(f"attention: impl={impl!r} does not take {reason}; impl='blocks' does")
