@@ -24,7 +24,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ropewalk.maps import PositionMap
 from ropewalk.ops.rotary import Rotary
-from ropewalk.ops.triton.launch import Launch
+from ropewalk.ops.triton.launch import Launch, multiples_of_16
 from ropewalk.ops.triton.tuned import tuned
 from ropewalk.ops.triton.turning import INTERPRETED, NO_END, Tables, load_pairs, load_rest, make_tables, turn
 
@@ -88,16 +88,13 @@ def decode(
     key_heads, slots = key.shape[1:3]
     capacity = 1 << max(12, (slots - 1).bit_length())
     strides = (*query.stride()[:2], *key.stride()[:3], *value.stride()[:3])
-    together = 0
-    for stride in strides:
-        together |= stride
     kinds = (
         *[x.data_ptr() % 16 == 0 for x in (query, key, value)],
         *[None if x is None else x.dtype for x in (lengths, first_slots, sinks)],
         softcap is None,
     )
     plan = _plan(position_map, rotary, capacity, batch, key_heads, heads // key_heads, head_dim, query.dtype,
-                 query.device, config, together % 16 == 0, kinds)  # fmt: skip
+                 query.device, config, multiples_of_16(strides), kinds)  # fmt: skip
     splits = min(plan.splits, -(-slots // plan.block_keys))
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     partials = torch.empty(batch * heads * splits * (head_dim + 1), dtype=torch.float32, device=query.device)

@@ -5,8 +5,16 @@ Triton looks at every argument of every call; a step of decoding has microsecond
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+
+def multiples_of_16(numbers: Iterable[int]) -> bool:
+    """Whether all are: of strides, what lets a kernel read sixteen bytes at a time."""
+    together = 0
+    for number in numbers:
+        together |= number
+    return together % 16 == 0
 
 
 class Launch:

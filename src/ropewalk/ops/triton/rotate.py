@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ropewalk.ops.rotary import Rotary
-from ropewalk.ops.triton.launch import Launch
+from ropewalk.ops.triton.launch import Launch, multiples_of_16
 
 # Pairs that a program turns at a time, eight for each thread: 16 bytes of float16 or bfloat16 a load.
 _PAIRS_PER_TILE = 1024
@@ -42,11 +42,8 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor, rotary: Rotary, out: Tensor 
     if x.numel() == 0:
         return out
     strides = (*x.stride()[:3], *out.stride()[:3], cosine.stride(0), sine.stride(0))
-    together = 0
-    for stride in strides:
-        together |= stride
     kinds = tuple([y.data_ptr() % 16 == 0 for y in (x, cosine, sine, out)])
-    pairs, aligned = rotary.dim // 2, together % 16 == 0
+    pairs, aligned = rotary.dim // 2, multiples_of_16(strides)
     launch = _launch(head_dim, rotary.offset, pairs, rotary.interleaved, aligned, x.dtype, x.device, kinds)
     head_groups = -(-batch * heads // _HEADS_PER_PROGRAM)
     # One axis, for only the first may have more than 65535 programs.
