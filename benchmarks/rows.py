@@ -251,7 +251,8 @@ def facts(device: torch.device, given_commit: str = "") -> Facts:
         transformers=_version("transformers"),
         ropewalk=ropewalk.__version__,
         commit=given_commit or commit(),
-        command=" ".join(["python", *sys.argv]),
+        # Of a path of this machine the name alone: the rest says nothing elsewhere.
+        command=" ".join(["python", *(Path(word).name if Path(word).is_absolute() else word for word in sys.argv)]),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
