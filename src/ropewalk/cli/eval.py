@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -51,9 +54,46 @@ LimitOption = Annotated[
 SeedOption = Annotated[int, typer.Option(help="Of everything random.", rich_help_panel=_RUN)]
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What was asked for that every task has. The options are read off the fields."""
+
+    output: OutputOption
+    method: MethodOption = None
+    limit: LimitOption = None
+    seed: SeedOption = 0
+    model: ModelOption = None
+    trained_window: TrainedWindowOption = None
+    dtype: DtypeOption = "auto"
+    device: DeviceOption = "auto"
+    trust_remote_code: TrustRemoteCodeOption = False
+    verbose: VerboseOption = False
+
+    def loading(self) -> _Loading:
+        return _Loading(self.model, self.trained_window, self.dtype, self.device, self.trust_remote_code, self.verbose)
+
+
+def _with_run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of `_Run`; it receives them as `run`."""
+    own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "run"]
+    shared = list(inspect.signature(_Run, eval_str=True).parameters.values())
+
+    @functools.wraps(command)
+    def wrapper(**values: Any) -> None:
+        run = _Run(**{one.name: values.pop(one.name) for one in shared})
+        command(run=run, **values)
+
+    # typer reads the options off the signature and the annotations.
+    everything = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*own, *shared)]
+    wrapper.__signature__ = inspect.Signature(everything)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {one.name: one.annotation for one in everything}
+    return wrapper
+
+
 @app.command("passkey")
+@_with_run_options
 def passkey(
-    output: OutputOption,
+    run: _Run,
     lengths: Annotated[str, typer.Option(help="Tokens of the prompts, comma-separated; 16k is 16384.")] = "4k,8k,16k",
     depths: Annotated[
         str, typer.Option(help="Where the key is, from 0 to 1, comma-separated; or a number of depths.")
@@ -61,15 +101,6 @@ def passkey(
     samples: Annotated[int, typer.Option(min=1, help="Prompts of each length and depth.")] = 10,
     span: Annotated[int, typer.Option(min=0, help="Tokens among which the place is drawn.")] = 400,
     digits: Annotated[int, typer.Option(min=1, max=1000, help="Of the key.")] = 5,
-    method: MethodOption = None,
-    limit: LimitOption = None,
-    seed: SeedOption = 0,
-    model: ModelOption = None,
-    trained_window: TrainedWindowOption = None,
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    trust_remote_code: TrustRemoteCodeOption = False,
-    verbose: VerboseOption = False,
 ) -> None:
     """Pass key retrieval over lengths and depths (SelfExtend, section 4.2, figure 4)."""
     from ropewalk.eval.tasks.passkey import Passkey, PasskeySettings
@@ -82,28 +113,20 @@ def passkey(
             samples=samples,
             span=span,
             digits=digits,
-            seed=seed,
+            seed=run.seed,
         )
     )
-    loading = _Loading(model, trained_window, dtype, device, trust_remote_code, verbose)
-    _evaluate(task, method, output, limit, seed, loading)
+    loading = run.loading()
+    _evaluate(task, run, loading)
 
 
 @app.command("passkey-length")
+@_with_run_options
 def passkey_length(
-    output: OutputOption,
+    run: _Run,
     digits: Annotated[str, typer.Option(help="Of the keys, comma-separated.")] = "5,8,16,36,48,64,100",
     length: Annotated[str, typer.Option(help="Tokens of the prompts; 16k is 16384.")] = "16k",
     samples: Annotated[int, typer.Option(min=1, help="Prompts of each number of digits.")] = 10,
-    method: MethodOption = None,
-    limit: LimitOption = None,
-    seed: SeedOption = 0,
-    model: ModelOption = None,
-    trained_window: TrainedWindowOption = None,
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    trust_remote_code: TrustRemoteCodeOption = False,
-    verbose: VerboseOption = False,
 ) -> None:
     """Pass keys of more and more digits, at one length (SelfExtend, section 4.7, figure 6)."""
     from ropewalk.eval.tasks.passkey_length import PasskeyLength, PasskeyLengthSettings
@@ -111,14 +134,15 @@ def passkey_length(
     numbers, [tokens, *more] = _lengths(digits, "--digits"), _lengths(length, "--length")
     if more:
         raise UserError(f"--length is one number of tokens, got {length!r}")
-    settings = _settings(PasskeyLengthSettings, digits=numbers, length=tokens, samples=samples, seed=seed)
-    loading = _Loading(model, trained_window, dtype, device, trust_remote_code, verbose)
-    _evaluate(PasskeyLength(settings), method, output, limit, seed, loading)
+    settings = _settings(PasskeyLengthSettings, digits=numbers, length=tokens, samples=samples, seed=run.seed)
+    loading = run.loading()
+    _evaluate(PasskeyLength(settings), run, loading)
 
 
 @app.command("perplexity")
+@_with_run_options
 def perplexity(
-    output: OutputOption,
+    run: _Run,
     text: Annotated[str, typer.Option(help="Set of texts: pg19, or alice, which comes with the package.")] = "pg19",
     data_dir: Annotated[
         Path | None,
@@ -139,15 +163,6 @@ def perplexity(
     tokens: Annotated[
         int | None, typer.Option(min=2, help="Of each book, from its beginning. \\[default: all]")
     ] = None,
-    method: MethodOption = None,
-    limit: LimitOption = None,
-    seed: SeedOption = 0,
-    model: ModelOption = None,
-    trained_window: TrainedWindowOption = None,
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    trust_remote_code: TrustRemoteCodeOption = False,
-    verbose: VerboseOption = False,
 ) -> None:
     """Perplexity on books, by length or by position (SelfExtend, appendix D.1)."""
     from ropewalk.eval.tasks.perplexity import Mode, Perplexity, PerplexitySettings
@@ -164,14 +179,14 @@ def perplexity(
         books=books,
         tokens=tokens,
         lengths=_lengths(lengths),
-        seed=seed,
+        seed=run.seed,
     )
-    loading = _Loading(model, trained_window, dtype, device, trust_remote_code, verbose)
+    loading = run.loading()
     try:
         task = Perplexity(settings, data_dir)
     except TextsError as error:
         raise UserError(str(error)) from error
-    _evaluate(task, method, output, limit, seed, loading)
+    _evaluate(task, run, loading)
 
 
 class _Loading:
@@ -209,33 +224,26 @@ class _Loading:
         return self._load()
 
 
-def _evaluate(
-    task: Task,
-    methods: Sequence[str] | None,
-    output: Path,
-    limit: int | None,
-    seed: int,
-    loading: _Loading,
-) -> None:
+def _evaluate(task: Task, run: _Run, loading: _Loading) -> None:
     from ropewalk.eval import methods as ways
     from ropewalk.eval import runner
     from ropewalk.eval.results import Results, ResultsError
 
-    texts = methods or [ways.UNMODIFIED, "selfextend"]
+    texts = run.method or [ways.UNMODIFIED, "selfextend"]
     try:
         for text in texts:  # a mistyped one is found before the model is loaded
             ways.parse(text, 1, 8192)
         with model_options.running(loading.verbose):
             subject, window = loading()
             chosen = [ways.parse(text, task.longest, window) for text in dict.fromkeys(texts)]
-            config = runner.config_of(task, chosen, subject, seed)
-            results = Results(output, config)
-            facts = runner.facts_of(subject, seed)
+            config = runner.config_of(task, chosen, subject, run.seed)
+            results = Results(run.output, config)
+            facts = runner.facts_of(subject, run.seed)
             with _progress(sum(1 for _ in task.examples()) * len(chosen)) as on_row:
-                counts = runner.run(task, chosen, subject, results, facts, limit, on_row)
+                counts = runner.run(task, chosen, subject, results, facts, run.limit, on_row)
     except (ResultsError, ValueError) as error:
         raise UserError(str(error)) from error
-    _say(counts, output)
+    _say(counts, run.output)
 
 
 def _say(counts: Counts, output: Path) -> None:
