@@ -4,6 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ropewalk.cli import app
+from ropewalk.testing.saved import save_tiny_model
 
 SMALL = ["--model", "dummy", "--lengths", "200,1k", "--depths", "3", "--samples", "2"]
 
@@ -38,9 +39,37 @@ def test_a_limit_can_be_lifted(tmp_path):
     assert len(rows_of(tmp_path)) == 24
 
 
+def test_baselines(tmp_path):
+    names = ("unmodified", "linear", "ntk", "dynamic-ntk(factor=3)", "yarn", "sliding-window", "infinite(window=64)")
+    methods = [part for name in names for part in ("--method", name)]
+    arguments = [*SMALL, "--lengths", "200,498", "--trained-window", "256", "-o", tmp_path, *methods]
+    result = run("passkey", *arguments)
+    assert result.exit_code == 0, result.output
+    assert {row["method"] for row in rows_of(tmp_path)} == {
+        "unmodified",
+        "linear(factor=2.0078125)",
+        "ntk(factor=4.015625)",
+        "dynamic-ntk(factor=3.0)",
+        "yarn(factor=2.0078125)",
+        "sliding-window(window=256)",
+        "infinite(window=64)",
+    }
+    assert run("passkey", *arguments).stdout.startswith("84 were there already, 0 examples done")
+
+
+def test_a_model_that_a_method_does_not_take(tmp_path):
+    folder = save_tiny_model(tmp_path / "model", "llama-yarn")
+    result = run("passkey", "--model", folder, "--lengths", "400", "--method", "linear", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == (
+        "error: LlamaForCausalLM is scaled already: its rope_type is 'yarn', and only 'default' ones can be scaled"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--method", "linear(factor=0.5)"], "factor of linear must be a number of 1 or more, got 0.5"),
         (["--method", "selfexend"], "Did you mean 'selfextend'?"),
         (["--lengths", "4k,many"], "--lengths must be whole numbers such as 4096 or 16k, got 'many'"),
         (["--lengths", "0"], "got '0'"),

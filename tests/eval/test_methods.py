@@ -1,11 +1,17 @@
 import pytest
+import torch
 
-from ropewalk.eval.methods import parse
-from ropewalk.maps import SELF, LeakyReRoPE, SelfExtend
+from ropewalk.eval.infinite import Infinite
+from ropewalk.eval.methods import Method, parse
+from ropewalk.eval.scalings import NTK, DynamicNTK, Linear, YaRN
+from ropewalk.integrations.transformers.scoring import log_likelihoods
+from ropewalk.maps import MAPS, SELF, LeakyReRoPE, SelfExtend
+from ropewalk.maps.sliding_window import SlidingWindow
+from ropewalk.testing import tiny_model
 
 
 @pytest.mark.parametrize(
-    ("text", "position_map"),
+    ("text", "change"),
     [
         ("unmodified", None),
         ("selfextend(group_size=8, window=1024)", SelfExtend(8, 1024)),
@@ -13,11 +19,21 @@ from ropewalk.maps import SELF, LeakyReRoPE, SelfExtend
         ("self(capacity=16, rate=0.02, window=1024, grouping='distance')", SELF(16, 0.02, 1024, "distance")),
         ("leaky-rerope(factor=8, window=512)", LeakyReRoPE(8, 512)),
         ("selfextend", SelfExtend.for_length(16384, 8192)),
+        ("sliding-window(window=1024)", SlidingWindow(1024)),
+        ("sliding-window", SlidingWindow(8192)),
+        ("linear(factor=4)", Linear(4.0)),
+        ("linear", Linear(2.0)),
+        ("ntk(factor=2.5)", NTK(2.5)),
+        ("ntk", NTK(4.0)),
+        ("dynamic-ntk", DynamicNTK(2.0)),
+        ("yarn", YaRN(2.0)),
+        ("infinite(window=1024)", Infinite(1024)),
+        ("infinite", Infinite(8192)),
     ],
 )
-def test_a_name_says_all(text, position_map):
+def test_a_name_says_all(text, change):
     method = parse(text, 16384, 8192)
-    assert method.position_map == position_map
+    assert method.change == change
     assert parse(method.name, 1, 8192) == method
 
 
@@ -30,9 +46,53 @@ def test_a_name_says_all(text, position_map):
         ("selfextend(group_size=open('x'))", "a method is a name"),
         ("selfextend(group_size=8, width=3)", "width"),
         ("selfextend(group_size=0, window=3)", "group_size"),
+        ("linear(factor=0.5)", "factor of linear must be a number of 1 or more, got 0.5"),
+        ("yarn(factor='4')", "factor of yarn must be a number of 1 or more, got '4'"),
+        ("ntk(factor=1e999)", "got inf"),
+        ("dynamic-ntk(factor=True)", "got True"),
+        ("linear(factors=2)", "factors"),
+        ("infinite(window=0)", "window of infinite must be a whole number of 1 or more, got 0"),
+        ("infinite(window=2.5)", "got 2.5"),
+        ("sliding-window(window=0)", "window must be 1 or more, got 0"),
+        ("dynamicntk", "Did you mean 'dynamic-ntk'"),
         ("", "a method is a name"),
     ],
 )
 def test_what_is_no_method(text, message):
     with pytest.raises(ValueError, match=message):
         parse(text, 16384, 8192)
+
+
+@pytest.mark.parametrize("name", ["linear", "ntk", "dynamic-ntk", "yarn"])
+def test_nothing_is_scaled_inside_the_trained_window(name):
+    assert parse(name, 8000, 8192).name == f"{name}(factor=1.0)"
+
+
+def test_a_sliding_window_is_no_extension():
+    assert SlidingWindow.name not in MAPS
+
+
+@pytest.mark.parametrize("text", ["selfextend", "linear", "ntk", "dynamic-ntk", "yarn", "sliding-window(window=8)"])
+def test_a_model_under_a_method(text):
+    model = tiny_model("llama")
+    ids = torch.arange(1, 81)[None]
+    with torch.no_grad():
+        before = model(ids).logits
+        with parse(text, 160, 64).enter(model, 64):
+            assert not torch.allclose(model(ids).logits, before, atol=0.1)
+        assert torch.equal(model(ids).logits, before)
+
+
+def test_a_sliding_window_is_that_of_transformers():
+    """Mistral with and without the window in its configuration; read at once, and in chunks past the window."""
+    model, expected = tiny_model("mistral"), tiny_model("mistral-sliding")
+    ids = torch.randint(1, 96, (1, 70), generator=torch.Generator().manual_seed(0))
+    with parse("sliding-window(window=24)", 70, 64).enter(model, 64), torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, expected(ids).logits, rtol=0, atol=2e-4)
+        scores = log_likelihoods(model, ids, 1, 16)
+        torch.testing.assert_close(scores, log_likelihoods(expected, ids, 1, 16), rtol=0, atol=2e-4)
+
+
+def test_infinite_is_no_change_of_a_model():
+    with pytest.raises(ValueError, match=r"infinite\(window=8\) changes what a model is asked"):
+        Method("infinite(window=8)", Infinite(8)).enter(tiny_model("llama"), 64)

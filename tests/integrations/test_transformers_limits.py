@@ -1,6 +1,7 @@
 """Lengths that a map reaches (eq. 4 and 5 of SelfExtend), query scaling, and what a handle says."""
 
 import math
+import re
 import warnings
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import DynamicCache
 
 import ropewalk
 from ropewalk import SELF, LengthError, SelfExtend
+from ropewalk.maps.sliding_window import SlidingWindow
 from ropewalk.testing import tiny_model
 
 # On a trained window of 64: relative positions reach 63 at 120 tokens.
@@ -44,6 +46,15 @@ def test_a_target_that_nothing_reaches():
         ropewalk.extend(shared("llama"), target_length=100_000)
     with pytest.raises(LengthError, match=r"None keeps it inside half the trained window \(eq. 5\)"):
         ropewalk.extend(shared("llama"), SHORT, target_length=100_000)
+
+
+def test_what_is_in_use_is_not_suggested():
+    with (
+        extended("llama", SlidingWindow.for_length(70, 64)),
+        pytest.warns(UserWarning, match=re.escape(f"{SlidingWindow(64)} is recommended up to 32")) as caught,
+    ):
+        shared("llama")(text(70))
+    assert str(caught[0].message).endswith(f"(eq. 5). {SelfExtend.for_length(70, 64)} would do.")
 
 
 @pytest.mark.filterwarnings("ignore:a text of")

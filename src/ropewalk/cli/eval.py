@@ -40,8 +40,8 @@ MethodOption = Annotated[
     typer.Option(
         "--method",
         metavar="METHOD",
-        help="unmodified, a map's name, or a map such as 'selfextend(group_size=8, window=1024)'. Several times. "
-        "\\[default: unmodified and selfextend]",
+        help="unmodified, a name such as yarn, or one with its parameters, such as "
+        "'selfextend(group_size=8, window=1024)'. Several times. \\[default: unmodified and selfextend]",
         rich_help_panel=_RUN,
     ),
 ]

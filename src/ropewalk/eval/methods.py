@@ -2,24 +2,36 @@
 
 unmodified                               the model as it is
 selfextend(group_size=8, window=1024)    under a position map
-selfextend                               the same, with what the map recommends for the longest text
+linear(factor=4.0)                       with scaled rotary frequencies
+infinite(window=1024)                    block by block
+selfextend                               with what is recommended for the longest text; so for every name
 """
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from ropewalk.maps import MAPS, PositionMap, from_dict
+from ropewalk.eval.infinite import Infinite
+from ropewalk.eval.scalings import SCALINGS, RopeScaling
+from ropewalk.maps import MAPS, PositionMap
+from ropewalk.maps.sliding_window import SlidingWindow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 UNMODIFIED = "unmodified"
+
+# What a method does to a model, or to what it is asked.
+Change = PositionMap | RopeScaling | Infinite
+
+_KINDS: tuple[type[Change], ...] = (*MAPS.values(), SlidingWindow, *SCALINGS, Infinite)
+CHANGES = {kind.name: kind for kind in _KINDS}
 
 
 @dataclass(frozen=True)
@@ -28,23 +40,30 @@ class Method:
 
     Attributes:
         name: complete: `parse` gives the same method for it.
-        position_map: None for the model as it is.
+        change: None for the model as it is.
     """
 
     name: str
-    position_map: PositionMap | None = None
+    change: Change | None = None
 
-    def enter(self, model: PreTrainedModel, trained_window: int | None) -> AbstractContextManager[object]:
+    def enter(self, model: PreTrainedModel, trained_window: int) -> AbstractContextManager[object]:
         """The model under this method, until the context ends.
 
         Raises:
-            UnsupportedModelError: the model cannot be extended.
+            UnsupportedModelError: the method does not take the model.
+            ValueError: the method changes what a model is asked, not the model: see `Subject.under`.
         """
-        if self.position_map is None:
+        if self.change is None:
             return nullcontext()
-        from ropewalk.integrations.transformers.extend import extend
+        if isinstance(self.change, PositionMap):
+            from ropewalk.integrations.transformers.extend import extend
 
-        return extend(model, self.position_map, trained_window=trained_window)
+            return extend(model, self.change, trained_window=trained_window)
+        if isinstance(self.change, RopeScaling):
+            from ropewalk.integrations.transformers.rope_scaling import scaled
+
+            return scaled(model, self.change.name, self.change.factor, trained_window)
+        raise ValueError(f"{self.name} changes what a model is asked, not the model: it cannot be run here")
 
 
 def parse(text: str, longest: int, trained_window: int) -> Method:
@@ -52,7 +71,7 @@ def parse(text: str, longest: int, trained_window: int) -> Method:
 
     Args:
         text: a name, or a name with parameters as Python writes them.
-        longest: tokens of the longest text, for a map without parameters.
+        longest: tokens of the longest text, for a method without parameters.
         trained_window: of the model, likewise.
 
     Raises:
@@ -61,25 +80,24 @@ def parse(text: str, longest: int, trained_window: int) -> Method:
     name, parameters = _taken_apart(text)
     if name == UNMODIFIED and not parameters:
         return Method(UNMODIFIED)
-    if name not in MAPS:
-        known = [UNMODIFIED, *MAPS]
+    if name not in CHANGES:
+        known = [UNMODIFIED, *CHANGES]
         close = get_close_matches(name, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"no method is called {name!r}.{hint} The methods are {', '.join(known)}")
+    kind = CHANGES[name]
     try:
-        position_map = (
-            from_dict({"map": name, **parameters}) if parameters else MAPS[name].for_length(longest, trained_window)
-        )
+        change = kind(**parameters) if parameters else kind.for_length(longest, trained_window)
     except TypeError as error:
         raise ValueError(f"method {text!r}: {error}") from error
-    return Method(_name_of(position_map), position_map)
+    return Method(_name_of(change), change)
 
 
-def _name_of(position_map: PositionMap) -> str:
-    parameters = {key: value for key, value in position_map.to_dict().items() if key != "map"}
+def _name_of(change: Change) -> str:
+    parameters = dataclasses.asdict(change)
     if not parameters.get("start"):
         parameters.pop("start", None)
-    return f"{position_map.name}({', '.join(f'{key}={value!r}' for key, value in parameters.items())})"
+    return f"{change.name}({', '.join(f'{key}={value!r}' for key, value in parameters.items())})"
 
 
 def _taken_apart(text: str) -> tuple[str, dict[str, Any]]:

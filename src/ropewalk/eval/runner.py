@@ -99,9 +99,9 @@ def run(
     for method, left in pending.items():
         if not left:
             continue
-        with subject.under(method):
+        with subject.under(method) as asked:
             for example in left:
-                row = _row(task, method, example, subject, facts)
+                row = _row(task, method, example, asked, facts)
                 results.add(row)
                 done, failed = done + 1, failed + (row.error is not None)
                 if on_row is not None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from ropewalk.eval import infinite
+from ropewalk.eval.infinite import Infinite
+
 if TYPE_CHECKING:
     from ropewalk.eval.methods import Method
+    from ropewalk.integrations.transformers.generation import Answer
     from ropewalk.integrations.transformers.models import LoadedModel
 
 DUMMY = "dummy"
@@ -28,8 +32,8 @@ class Subject(Protocol):
     @property
     def device(self) -> str: ...
 
-    def under(self, method: Method) -> AbstractContextManager[object]:
-        """The model run in that way, until the context ends."""
+    def under(self, method: Method) -> AbstractContextManager[Subject]:
+        """Whom to ask for the model run in that way, until the context ends."""
         ...
 
     def encode(self, text: str) -> list[int]: ...
@@ -69,24 +73,19 @@ class Model:
     def device(self) -> str:
         return self.loaded.device
 
-    def under(self, method: Method) -> AbstractContextManager[object]:
-        return method.enter(self.loaded.model, self.trained_window)
+    @contextmanager
+    def under(self, method: Method) -> Iterator[Subject]:
+        if isinstance(method.change, Infinite):
+            yield InBlocks(self.loaded, self.trained_window, self.weights_hash, self.chunk, window=method.change.window)
+            return
+        with method.enter(self.loaded.model, self.trained_window):
+            yield self
 
     def encode(self, text: str) -> list[int]:
         return list(self.loaded.tokenizer(text)["input_ids"])
 
     def answer(self, token_ids: Sequence[int], new_tokens: int, stop: str | None = None) -> str:
-        from ropewalk.integrations.transformers.generation import generate
-
-        answer = generate(
-            self.loaded.model,
-            self.loaded.tokenizer,
-            token_ids,
-            max_new_tokens=new_tokens,
-            chunk=self.chunk,
-            stop=stop,
-        )
-        return answer.text
+        return self._generate(token_ids, new_tokens, stop).text
 
     def log_likelihoods(self, token_ids: Sequence[int], first: int) -> list[float]:
         import torch
@@ -95,6 +94,45 @@ class Model:
 
         scores = log_likelihoods(self.loaded.model, torch.tensor([list(token_ids)]), first, self.chunk)
         return [float(score) for score in scores.tolist()]
+
+    def _generate(self, token_ids: Sequence[int], new_tokens: int, stop: str | None) -> Answer:
+        from ropewalk.integrations.transformers.generation import generate
+
+        return generate(
+            self.loaded.model,
+            self.loaded.tokenizer,
+            token_ids,
+            max_new_tokens=new_tokens,
+            chunk=self.chunk,
+            stop=stop,
+        )
+
+
+@dataclass(frozen=True)
+class InBlocks(Model):
+    """A transformers model that reads every text block by block, each as a text of its own; see `infinite`.
+
+    Args:
+        window: tokens of a block.
+    """
+
+    window: int = field(kw_only=True)
+
+    def answer(self, token_ids: Sequence[int], new_tokens: int, stop: str | None = None) -> str:
+        def generate(tokens: Sequence[int], at_most: int) -> tuple[Sequence[int], bool]:
+            answer = self._generate(tokens, at_most, stop)
+            return answer.token_ids, answer.ended
+
+        written = infinite.continued(token_ids, new_tokens, self.window, generate)
+        # `stop` may lie across two blocks.
+        text = str(self.loaded.tokenizer.decode(written, skip_special_tokens=True))
+        return text if stop is None else text.partition(stop)[0]
+
+    def log_likelihoods(self, token_ids: Sequence[int], first: int) -> list[float]:
+        scores: list[float] = []
+        for text, own_first in infinite.blocks(token_ids, first, self.window):
+            scores += super().log_likelihoods(text, own_first)
+        return scores
 
 
 @dataclass(frozen=True)
@@ -108,8 +146,8 @@ class Dummy:
     dtype: str = "none"
     device: str = "none"
 
-    def under(self, method: Method) -> AbstractContextManager[object]:
-        return nullcontext()
+    def under(self, method: Method) -> AbstractContextManager[Subject]:
+        return nullcontext(self)
 
     def encode(self, text: str) -> list[int]:
         return [len(word) for word in text.split()]

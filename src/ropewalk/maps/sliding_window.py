@@ -10,7 +10,7 @@ from ropewalk.maps.base import Band, PositionMap, _require
 class SlidingWindow(PositionMap):
     """Only the nearest `window` keys are seen, at their true distance: a sliding-window layer's own attention.
 
-    Not among `MAPS`: it extends nothing, it describes layers that are left as they are.
+    Not among `MAPS`: it extends nothing. It describes layers that are left as they are, and is a baseline in `eval`.
 
     Args:
         window: keys seen, the query's own included.

@@ -86,9 +86,11 @@ class Limits:
     def _suggestion(self, length: int) -> str:
         for kind in (type(self.position_map), SelfExtend):
             try:
-                return f"{kind.for_length(length, self.trained_window)} would do."
+                suggested = kind.for_length(length, self.trained_window)
             except LengthError:
                 continue
+            if suggested != self.position_map:
+                return f"{suggested} would do."
         return "None keeps it inside half the trained window (eq. 5)."
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
+from ropewalk.integrations.transformers.rope_scaling import fixed_frequencies
+
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -31,6 +33,7 @@ class Answer:
         prompt_tokens: length of the prompt.
         prefill_seconds: time to read the prompt.
         decode_seconds: time to write the answer.
+        ended: whether a token that ends texts, or `stop`, was written; else it is as long as was asked for.
     """
 
     text: str
@@ -38,6 +41,7 @@ class Answer:
     prompt_tokens: int
     prefill_seconds: float
     decode_seconds: float
+    ended: bool
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,8 @@ def generate(
 ) -> Answer:
     """Reads a prompt chunk by chunk and writes the answer; in the calling thread, so that Ctrl-C stops it at once.
 
+    A model whose rotary frequencies change with the length has those of the prompt and the longest answer together.
+
     Args:
         model: in eval mode, extended or not.
         tokenizer: the model's.
@@ -143,24 +149,39 @@ def generate(
         raise ValueError(f"temperature must be 0 or more, got {temperature}")
     input_ids = torch.tensor([list(token_ids)], dtype=torch.long, device=model.device)
     cache = DynamicCache(config=model.config)
-    began = perf_counter()
-    prefill(model, input_ids, cache, chunk, on_progress)
-    _wait_for(model)
-    read = perf_counter()
+    settings = _generation_config(model, tokenizer, max_new_tokens, temperature)
     criteria = [] if stop is None else [_StopAt(stop, tokenizer, input_ids.shape[1])]
     decoder: Any = model  # its `generate` is not typed
-    output = decoder.generate(
-        input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        past_key_values=cache,
-        generation_config=_generation_config(model, tokenizer, max_new_tokens, temperature),
-        stopping_criteria=StoppingCriteriaList(criteria),
-        streamer=None if on_text is None else _Pieces(tokenizer, on_text, stop),
-    )
+    began = perf_counter()
+    with fixed_frequencies(model, input_ids.shape[1] + max_new_tokens):
+        prefill(model, input_ids, cache, chunk, on_progress)
+        _wait_for(model)
+        read = perf_counter()
+        output = decoder.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            past_key_values=cache,
+            generation_config=settings,
+            stopping_criteria=StoppingCriteriaList(criteria),
+            streamer=None if on_text is None else _Pieces(tokenizer, on_text, stop),
+        )
     new = tuple(output[0, input_ids.shape[1] :].tolist())
     text = _decode(tokenizer, new)
-    text = text if stop is None else text.partition(stop)[0]
-    return Answer(text, new, input_ids.shape[1], read - began, perf_counter() - read)
+    stopped = stop is not None and stop in text
+    return Answer(
+        text=text if stop is None else text.partition(stop)[0],
+        token_ids=new,
+        prompt_tokens=input_ids.shape[1],
+        prefill_seconds=read - began,
+        decode_seconds=perf_counter() - read,
+        ended=stopped or new[-1] in _ends(settings),
+    )
+
+
+def _ends(settings: Any) -> list[int]:
+    """The tokens that end a text."""
+    ends = settings.eos_token_id
+    return list(ends) if isinstance(ends, list | tuple) else [] if ends is None else [ends]
 
 
 def _generation_config(

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ropewalk.integrations.transformers.generation import OnProgress, prefill
+from ropewalk.integrations.transformers.rope_scaling import fixed_frequencies
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,7 +29,8 @@ def log_likelihoods(
 ) -> Tensor:
     """Natural logarithm of the probability of each token from `first` on, given all tokens before it.
 
-    Reads the text once, with a cache, so that memory grows with the cache alone.
+    Reads the text once, with a cache, so that memory grows with the cache alone. A model whose rotary frequencies
+    change with the length has those of the whole text.
 
     Args:
         model: in eval mode, extended or not.
@@ -54,12 +56,13 @@ def log_likelihoods(
     total = tokens - 1
     report = on_progress or (lambda done, total: None)
     cache = DynamicCache(config=model.config)
-    prefill(model, input_ids[:, :first], cache, chunk, lambda done, _: report(done, total))
-    input_ids = input_ids.to(model.device)
     scores = []
-    for begin in range(first - 1, total, min(chunk, _BLOCK)):
-        end = min(begin + min(chunk, _BLOCK), total)
-        logits = model(input_ids=input_ids[:, begin:end], past_key_values=cache, use_cache=True).logits[0]
-        scores.append(-F.cross_entropy(logits.float(), input_ids[0, begin + 1 : end + 1], reduction="none"))
-        report(end, total)
+    with fixed_frequencies(model, tokens):
+        prefill(model, input_ids[:, :first], cache, chunk, lambda done, _: report(done, total))
+        input_ids = input_ids.to(model.device)
+        for begin in range(first - 1, total, min(chunk, _BLOCK)):
+            end = min(begin + min(chunk, _BLOCK), total)
+            logits = model(input_ids=input_ids[:, begin:end], past_key_values=cache, use_cache=True).logits[0]
+            scores.append(-F.cross_entropy(logits.float(), input_ids[0, begin + 1 : end + 1], reduction="none"))
+            report(end, total)
     return torch.cat(scores)

@@ -1,0 +1,130 @@
+"""Block by block, against one forward pass with a block-diagonal mask and positions m mod window."""
+
+import pytest
+import torch
+
+from ropewalk.eval.infinite import Infinite, blocks, continued
+from ropewalk.eval.methods import Method
+from ropewalk.eval.subjects import Model
+from ropewalk.integrations.transformers.models import LoadedModel, Source
+from ropewalk.testing import tiny_model
+from ropewalk.testing.saved import tiny_tokenizer
+
+WINDOW = 8
+
+
+def under(model, window=WINDOW):
+    subject = Model(LoadedModel(Source("tiny", ""), model, tiny_tokenizer()), 64, "", chunk=5)
+    return subject.under(Method(f"infinite(window={window})", Infinite(window)))
+
+
+@pytest.fixture(scope="module", params=["llama", "phi"])
+def model(request):
+    return tiny_model(request.param).double()
+
+
+@torch.no_grad()
+def by_definition(model, ids, window):
+    """Logits with the mask and the positions written out."""
+    block = torch.arange(len(ids)) // window
+    seen = (block[:, None] == block) & torch.ones(len(ids), len(ids)).tril().bool()
+    mask = torch.zeros(seen.shape, dtype=model.dtype).masked_fill(~seen, torch.finfo(model.dtype).min)
+    positions = torch.arange(len(ids)) % window
+    return model(torch.tensor([ids]), attention_mask=mask[None, None], position_ids=positions[None]).logits[0]
+
+
+def written_by_definition(model, ids, new_tokens):
+    tokens = list(ids)
+    for _ in range(new_tokens):
+        tokens.append(int(by_definition(model, tokens, WINDOW)[-1].argmax()))
+    return tokens[len(ids) :]
+
+
+def decoded(tokens):
+    return tiny_tokenizer().decode(tokens, skip_special_tokens=True)
+
+
+def text(tokens, seed=0):
+    return torch.randint(1, 96, (tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@pytest.mark.parametrize("tokens", [2, 7, 8, 9, 10, 16, 17, 18, 40])
+def test_scores(model, tokens):
+    ids = text(tokens)
+    expected = by_definition(model, ids, WINDOW).log_softmax(-1)[range(tokens - 1), ids[1:]]
+    for first in {1, 2, 7, 8, 9, 10, 16, 17, 39} & set(range(tokens)):
+        with under(model) as subject:
+            scores = torch.tensor(subject.log_likelihoods(ids, first), dtype=torch.float64)
+        # They are computed from logits in float32.
+        torch.testing.assert_close(scores, expected[first - 1 :], rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 6, 7, 8, 9, 15, 16, 17])
+@pytest.mark.parametrize("new_tokens", [1, 2, 9, 20])
+def test_answers(model, tokens, new_tokens):
+    ids = text(tokens, seed=1)
+    with under(model) as subject:
+        answer = subject.answer(ids, new_tokens)
+    assert answer == decoded(written_by_definition(model, ids, new_tokens))
+
+
+def test_a_block_that_holds_the_text_is_the_unmodified_model(model):
+    ids = text(30)
+    plain = Model(LoadedModel(Source("tiny", ""), model, tiny_tokenizer()), 64, "", chunk=5)
+    with under(model, 36) as subject:
+        assert subject.log_likelihoods(ids, 3) == plain.log_likelihoods(ids, 3)
+        assert subject.answer(ids, 6) == plain.answer(ids, 6)
+
+
+def test_blocks():
+    ids = list(range(10))
+    assert blocks(ids, 1, 4) == [([0, 1, 2, 3, 4], 1), ([4, 5, 6, 7, 8], 1), ([8, 9], 1)]
+    assert blocks(ids, 4, 4) == [([0, 1, 2, 3, 4], 4), ([4, 5, 6, 7, 8], 1), ([8, 9], 1)]
+    assert blocks(ids, 5, 4) == [([4, 5, 6, 7, 8], 1), ([8, 9], 1)]
+    assert blocks(ids[:9], 6, 4) == [([4, 5, 6, 7, 8], 2)]
+    assert blocks(ids, 7, 1) == [([6, 7], 1), ([7, 8], 1), ([8, 9], 1)]
+
+
+def test_where_a_text_goes_on():
+    asked = []
+
+    def generate(tokens, at_most):
+        asked.append((list(tokens), at_most))
+        return [90 + i for i in range(at_most)], False
+
+    assert continued([1, 2, 3], 8, 4, generate) == [90, 91, 90, 91, 92, 93, 90, 91]
+    assert asked == [([1, 2, 3], 2), ([91], 4), ([93], 2)]
+
+
+def test_a_text_ends_where_the_model_ends_it():
+    asked = []
+
+    def generate(tokens, at_most):
+        asked.append(at_most)
+        return [0] * at_most, len(asked) == 2
+
+    # The second block ends with the end of the text: just as many tokens as were asked for.
+    assert continued([1, 2, 3], 100, 4, generate) == [0] * 6
+    assert asked == [2, 4]
+
+
+@pytest.mark.parametrize("place", [0, 1, 5])
+def test_a_stop(place):
+    """At the end of a block, where one begins, and across both."""
+    model, ids = tiny_model("llama").double(), text(WINDOW)
+    written = written_by_definition(model, ids, 20)
+    whole = decoded(written)
+    with under(model) as subject:
+        for stop in (decoded(written[place : place + 1]), decoded(written[place : place + 2])):
+            assert stop in whole
+            assert subject.answer(ids, 20, stop) == whole.partition(stop)[0]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 7, 8, 9])
+def test_an_end_token(place):
+    model, ids = tiny_model("llama").double(), text(WINDOW)
+    written = written_by_definition(model, ids, 20)
+    assert written[place] not in written[:place], "pick another text"
+    model.generation_config.eos_token_id = [95, written[place]]
+    with under(model) as subject:
+        assert subject.answer(ids, 20) == decoded(written[: place + 1])
