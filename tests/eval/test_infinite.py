@@ -5,7 +5,7 @@ import torch
 
 from ropewalk.eval.infinite import Infinite, blocks, continued
 from ropewalk.eval.methods import Method
-from ropewalk.eval.subjects import Model
+from ropewalk.eval.subjects import Model, Passage, Prompt
 from ropewalk.integrations.transformers.models import LoadedModel, Source
 from ropewalk.testing import tiny_model
 from ropewalk.testing.saved import tiny_tokenizer
@@ -54,7 +54,7 @@ def test_scores(model, tokens):
     expected = by_definition(model, ids, WINDOW).log_softmax(-1)[range(tokens - 1), ids[1:]]
     for first in {1, 2, 7, 8, 9, 10, 16, 17, 39} & set(range(tokens)):
         with under(model) as subject:
-            scores = torch.tensor(subject.log_likelihoods(ids, first), dtype=torch.float64)
+            scores = torch.tensor(subject.log_likelihoods([Passage(ids, first)])[0], dtype=torch.float64)
         # They are computed from logits in float32.
         torch.testing.assert_close(scores, expected[first - 1 :], rtol=1e-6, atol=1e-5)
 
@@ -64,7 +64,7 @@ def test_scores(model, tokens):
 def test_answers(model, tokens, new_tokens):
     ids = text(tokens, seed=1)
     with under(model) as subject:
-        answer = subject.answer(ids, new_tokens)
+        answer = subject.answers([Prompt(ids, new_tokens)])[0]
     assert answer == decoded(written_by_definition(model, ids, new_tokens))
 
 
@@ -72,8 +72,8 @@ def test_a_block_that_holds_the_text_is_the_unmodified_model(model):
     ids = text(30)
     plain = Model(LoadedModel(Source("tiny", ""), model, tiny_tokenizer()), 64, "", chunk=5)
     with under(model, 36) as subject:
-        assert subject.log_likelihoods(ids, 3) == plain.log_likelihoods(ids, 3)
-        assert subject.answer(ids, 6) == plain.answer(ids, 6)
+        assert subject.log_likelihoods([Passage(ids, 3)]) == plain.log_likelihoods([Passage(ids, 3)])
+        assert subject.answers([Prompt(ids, 6)]) == plain.answers([Prompt(ids, 6)])
 
 
 def test_blocks():
@@ -117,7 +117,7 @@ def test_a_stop(place):
     with under(model) as subject:
         for stop in (decoded(written[place : place + 1]), decoded(written[place : place + 2])):
             assert stop in whole
-            assert subject.answer(ids, 20, stop) == whole.partition(stop)[0]
+            assert subject.answers([Prompt(ids, 20, stop)])[0] == whole.partition(stop)[0]
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 7, 8, 9])
@@ -127,4 +127,4 @@ def test_an_end_token(place):
     assert written[place] not in written[:place], "pick another text"
     model.generation_config.eos_token_id = [95, written[place]]
     with under(model) as subject:
-        assert subject.answer(ids, 20) == decoded(written[: place + 1])
+        assert subject.answers([Prompt(ids, 20)])[0] == decoded(written[: place + 1])

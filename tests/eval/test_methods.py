@@ -4,10 +4,15 @@ import torch
 from ropewalk.eval.infinite import Infinite
 from ropewalk.eval.methods import Method, parse
 from ropewalk.eval.scalings import NTK, DynamicNTK, Linear, YaRN
-from ropewalk.integrations.transformers.scoring import log_likelihoods
+from ropewalk.integrations.transformers import scoring
 from ropewalk.maps import MAPS, SELF, LeakyReRoPE, SelfExtend
 from ropewalk.maps.sliding_window import SlidingWindow
 from ropewalk.testing import tiny_model
+
+
+def log_likelihoods(model, ids, first, *arguments):
+    """Of one text (1, tokens)."""
+    return scoring.log_likelihoods(model, ids.tolist(), [first], *arguments)[0]
 
 
 @pytest.mark.parametrize(

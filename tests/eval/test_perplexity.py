@@ -4,6 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from ropewalk.eval.runner import outcomes_of
 from ropewalk.eval.subjects import Dummy, Model
 from ropewalk.eval.tasks.perplexity import Perplexity, PerplexitySettings, all_windows, some_windows
 from ropewalk.eval.texts import TextsError
@@ -31,12 +32,12 @@ class Recording(Dummy):
         super().__init__()
         self.__dict__.update(special=special, asked=[])
 
-    def encode(self, text):
+    def encode(self, text, chat=False):
         return [-1] * self.special + list(range(len(text.split()))) + [-2] * (self.special > 1)
 
-    def log_likelihoods(self, token_ids, first):
-        self.asked.append((list(token_ids), first))
-        return [-token / WORDS for token in token_ids[first:]]
+    def log_likelihoods(self, passages):
+        self.asked += [(list(one.token_ids), one.first) for one in passages]
+        return [[-token / WORDS for token in one.token_ids[one.first :]] for one in passages]
 
     @property
     def scored(self):
@@ -48,7 +49,7 @@ def task(data_dir=None, **settings):
 
 
 def run(one, subject):
-    return [one.run(example, subject) for example in one.examples()]
+    return [outcomes_of(one, [example], subject)[0] for example in one.examples()]
 
 
 @pytest.mark.parametrize("tokens", [64, 65, 79, 80, 81, 500])
@@ -160,8 +161,8 @@ def test_what_identifies_a_run(data_dir, tmp_path_factory):
 
 def test_what_cannot_be_scored(data_dir):
     class Broken(Dummy):
-        def log_likelihoods(self, token_ids, first):
-            return [math.nan]
+        def log_likelihoods(self, passages):
+            return [[math.nan]] * len(passages)
 
     with pytest.raises(ValueError, match="the model gives probabilities that are not numbers, or 0"):
         run(task(data_dir), Broken())

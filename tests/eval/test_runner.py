@@ -2,7 +2,7 @@ import pytest
 
 from ropewalk.eval.methods import Method
 from ropewalk.eval.results import Results, read_rows
-from ropewalk.eval.runner import config_of, facts_of, run, spread
+from ropewalk.eval.runner import config_of, facts_of, outcomes_of, run, spread
 from ropewalk.eval.subjects import Dummy
 from ropewalk.eval.tasks.passkey import Passkey, PasskeySettings
 
@@ -11,6 +11,10 @@ METHODS = (Method("unmodified"), Method("other"))
 
 def task(**settings):
     return Passkey(PasskeySettings(**{"lengths": (300, 100), "depths": (0.0, 1.0), "samples": 2, **settings}))
+
+
+def one_outcome(one, example, subject):
+    return outcomes_of(one, [example], subject)[0]
 
 
 def start(folder, subject, one=None):
@@ -35,10 +39,10 @@ def test_every_example_under_every_method(tmp_path):
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path):
     class Stopped(Dummy):
-        def answer(self, token_ids, new_tokens, stop=None):
+        def answers(self, prompts):
             if len(list(read_rows(tmp_path))) == 5:
                 raise KeyboardInterrupt
-            return "no"
+            return ["no"] * len(prompts)
 
     one, results, facts = start(tmp_path, Stopped())
     with pytest.raises(KeyboardInterrupt):
@@ -55,10 +59,10 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path):
 
 def test_an_example_that_fails_is_recorded(tmp_path):
     class Failing(Dummy):
-        def answer(self, token_ids, new_tokens, stop=None):
-            if len(token_ids) > 200:
+        def answers(self, prompts):
+            if any(len(one.token_ids) > 200 for one in prompts):
                 raise RuntimeError("out of\nmemory")
-            return "no"
+            return ["no"] * len(prompts)
 
     subject = Failing()
     one, results, facts = start(tmp_path, subject)
@@ -79,7 +83,7 @@ def test_examples_do_not_depend_on_what_else_is_asked(tmp_path):
     few, many = task(lengths=(300,)), task(lengths=(100, 200, 300), samples=5)
     wanted = {example.name: example for example in many.examples()}
     for example in few.examples():
-        assert few.run(example, subject).target == many.run(wanted[example.name], subject).target
+        assert one_outcome(few, example, subject).target == one_outcome(many, wanted[example.name], subject).target
 
 
 def test_right_answers_score(tmp_path):
@@ -88,16 +92,16 @@ def test_right_answers_score(tmp_path):
 
     one = task(lengths=(120,), samples=1)
     [example, *_] = one.examples()
-    target = one.run(example, Dummy(find)).target
-    assert one.run(example, Dummy(lambda ids: f" {target}.")).scores == {"exact_match": 1.0}
-    assert one.run(example, Dummy(lambda ids: f" {target}0")).scores == {"exact_match": 0.0}
+    target = one_outcome(one, example, Dummy(find)).target
+    assert one_outcome(one, example, Dummy(lambda ids: f" {target}.")).scores == {"exact_match": 1.0}
+    assert one_outcome(one, example, Dummy(lambda ids: f" {target}0")).scores == {"exact_match": 0.0}
 
 
 @pytest.mark.parametrize("digits", [1, 8, 100])
 def test_digits_of_the_key(digits):
     one = task(lengths=(2000,), samples=1, digits=digits)
     [example, *_] = one.examples()
-    outcome = one.run(example, Dummy())
+    outcome = one_outcome(one, example, Dummy())
     assert len(outcome.target) == digits
     assert outcome.prompt_tokens <= 2000
 
@@ -107,17 +111,14 @@ def test_the_place_is_drawn_from_the_span(depth):
     prompts = []
 
     class Reading(Dummy):
-        def answer(self, token_ids, new_tokens, stop=None):
-            return ""
-
-        def encode(self, text):
+        def encode(self, text, chat=False):
             prompts.append(text)
             return super().encode(text)
 
     one = task(lengths=(4000,), depths=(depth,), samples=8)
     places = []
     for example in one.examples():
-        one.run(example, Reading())
+        one_outcome(one, example, Reading())
         places.append(len(prompts[-1].partition("The pass key is")[0].split()))
     low = depth * (4000 - 400)
     assert len(set(places)) > 3

@@ -8,9 +8,9 @@ from tiny import CLOSE, in_chunks, logits, shared, text
 from transformers import DynamicCache
 
 import ropewalk
+from ropewalk.integrations.transformers import scoring
 from ropewalk.integrations.transformers.generation import generate
 from ropewalk.integrations.transformers.rope_scaling import changes_with_length, fixed_frequencies, scaled
-from ropewalk.integrations.transformers.scoring import log_likelihoods
 from ropewalk.testing import TINY_MODELS, tiny_model
 from ropewalk.testing.saved import tiny_tokenizer
 
@@ -28,6 +28,11 @@ REFUSED = {
 # Phi-3's configuration takes every rope type for longrope.
 MODELS = [name for name in TINY_MODELS if name not in REFUSED and name != "phi3"]
 over_kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def log_likelihoods(model, ids, first, *arguments):
+    """Of one text (1, tokens)."""
+    return scoring.log_likelihoods(model, ids.tolist(), [first], *arguments)[0]
 
 
 def rotary(model):

@@ -1,10 +1,16 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from tiny import CLOSE, TOKENS, extended, logits, shared, text
 
 from ropewalk.integrations.transformers import scoring
-from ropewalk.integrations.transformers.scoring import log_likelihoods
 from ropewalk.testing import tiny_model
+
+
+def log_likelihoods(model, ids, first, *arguments):
+    """Of one text (1, tokens)."""
+    return scoring.log_likelihoods(model, ids.tolist(), [first], *arguments)[0]
 
 
 def one_forward(model, ids, first):
@@ -69,11 +75,24 @@ def test_progress(first, expected):
         ((1, 9), 0, 4, "first must be from 1 to 8 for 9 tokens, got 0"),
         ((1, 9), 9, 4, "first must be from 1 to 8 for 9 tokens, got 9"),
         ((1, 9), 1, 0, "chunk must be 1 or more tokens, got 0"),
-        ((2, 9), 1, 4, r"input_ids must be one row of 2 or more tokens \(1, tokens\), got shape \(2, 9\)"),
-        ((1, 1), 1, 4, r"input_ids must be one row of 2 or more tokens"),
-        ((9,), 1, 4, r"input_ids must be one row of 2 or more tokens"),
+        ((1, 1), 1, 4, "first must be from 1 to 0 for 1 tokens, got 1"),
     ],
 )
 def test_errors(shape, first, chunk, message):
     with pytest.raises(ValueError, match=message):
         log_likelihoods(shared("llama"), torch.ones(shape, dtype=torch.long), first, chunk)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2-sliding", "gpt-neox"])
+@pytest.mark.parametrize("extend", [False, True])
+def test_texts_side_by_side_score_as_alone(name, extend, monkeypatch):
+    """Of several lengths, scored from several places, and read in chunks that end inside some of them."""
+    monkeypatch.setattr(scoring, "_BLOCK", 12)
+    texts = [text(tokens, seed=tokens)[0].tolist() for tokens in (TOKENS, 2, 41, 17)]
+    firsts = [30, 1, 40, 5]
+    with extended(name) if extend else nullcontext():
+        together = scoring.log_likelihoods(shared(name), texts, firsts, 7)
+        for ids, first, scores in zip(texts, firsts, together, strict=True):
+            alone = log_likelihoods(shared(name), torch.tensor([ids]), first, 7)
+            assert scores.shape == (len(ids) - first,)
+            torch.testing.assert_close(scores, alone, **CLOSE)

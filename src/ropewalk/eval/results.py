@@ -2,6 +2,7 @@
 
 DIR/config.json     what was asked for; a run can only be gone on with as it was started
 DIR/results.jsonl   one `Row` a line
+DIR/results-1.jsonl those of a second process, where several share a run; and so on
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-_CONFIG, _ROWS = "config.json", "results.jsonl"
+_CONFIG, _ROWS = "config.json", "results*.jsonl"
 
 
 class ResultsError(ValueError):
@@ -48,12 +49,17 @@ class Config(_Record):
 
 
 class Facts(_Record):
-    """Where and by what a row was computed."""
+    """Where and by what a row was computed.
+
+    Attributes:
+        batch_size: prompts or passages at a time; how they are rounded depends on it.
+    """
 
     model: str
     model_hash: str
     dtype: str
     device: str
+    batch_size: int = 1
     seed: int
     commit: str
     versions: dict[str, str]
@@ -69,7 +75,7 @@ class Row(_Record):
         target: what was to be answered.
         output: what was answered.
         scores: by name of the metric; empty where it failed.
-        seconds: that the example took.
+        seconds: that the example took; of one in a batch, its part of the batch's.
         error: what went wrong, in one line; None if nothing did.
     """
 
@@ -94,22 +100,25 @@ class Row(_Record):
 class Results:
     """A folder of results, opened to be added to."""
 
-    def __init__(self, folder: Path, config: Config) -> None:
+    def __init__(self, folder: Path, config: Config, process: int = 0) -> None:
         """Starts a run in an empty or missing folder, or goes on with the one that is there.
+
+        Args:
+            process: number of this process among those that share the run: each has a file of its own.
 
         Raises:
             ResultsError: the folder holds another run, or something else.
         """
-        self._rows = folder / _ROWS
+        self._rows = folder / (f"results-{process}.jsonl" if process else "results.jsonl")
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / _CONFIG
         if path.exists():
             _check_same(read_config(folder), config, folder)
-        elif self._rows.exists():
-            raise ResultsError(f"{folder} holds {_ROWS} without a {_CONFIG}: name another folder")
+        elif rows := sorted(folder.glob(_ROWS)):
+            raise ResultsError(f"{folder} holds {rows[0].name} without a {_CONFIG}: name another folder")
         else:
             # Whole or not at all, whenever the process is killed.
-            temporary = path.with_suffix(".tmp")
+            temporary = path.with_suffix(f".tmp{process}")
             temporary.write_text(config.model_dump_json(indent=2) + "\n")
             temporary.replace(path)
         self._cut_half_a_line()
@@ -146,21 +155,21 @@ def read_config(folder: Path) -> Config:
 
 
 def read_rows(folder: Path) -> Iterator[Row]:
-    """The rows of a run: of an example that failed and was tried again, the latest.
+    """The rows of a run, of all its processes; of an example that was tried again, the latest that did not fail.
 
     Raises:
         ResultsError: a line is no row.
     """
-    path = folder / _ROWS
     latest: dict[tuple[str, str], Row] = {}
-    # Answers may hold other characters that end lines, unescaped; after the last "\n" is what a process was writing.
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = Row.model_validate_json(line)
-        except ValidationError as error:
-            raise ResultsError(f"{path}, line {number}, is no row: {_first(error)}") from error
-        latest[row.key] = row
+    for path in sorted(folder.glob(_ROWS)):
+        # Answers may hold other characters that end lines, unescaped. After the last "\n" is what was being written.
+        for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
+            try:
+                row = Row.model_validate_json(line)
+            except ValidationError as error:
+                raise ResultsError(f"{path}, line {number}, is no row: {_first(error)}") from error
+            if row.error is None or row.key not in latest or latest[row.key].error is not None:
+                latest[row.key] = row
     yield from latest.values()
 
 

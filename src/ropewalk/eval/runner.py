@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import gc
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
 from ropewalk.eval.methods import Method
 from ropewalk.eval.results import Config, Facts, Results, Row
-from ropewalk.eval.subjects import Subject
-from ropewalk.eval.tasks.base import Example, Outcome, Task
+from ropewalk.eval.subjects import Subject, batches
+from ropewalk.eval.tasks.base import Example, Generation, Outcome, Scoring, Task
 
 # Called after each example with its row, and the examples done and to be done in all.
 OnRow = Callable[[Row, int, int], None]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes does: every `count`-th example, from `index` on, so that all have as long texts."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, examples: Sequence[Example]) -> list[Example]:
+        return list(examples[self.index :: self.count])
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,7 @@ def facts_of(subject: Subject, seed: int) -> Facts:
         model_hash=subject.weights_hash,
         dtype=subject.dtype,
         device=subject.device,
+        batch_size=subject.batch_size,
         seed=seed,
         commit=_commit(),
         versions=versions(),
@@ -79,16 +91,18 @@ def run(
     facts: Facts,
     limit: int | None = None,
     on_row: OnRow | None = None,
+    share: Share = Share(),
 ) -> Counts:
     """Asks every example under every method, the shortest first; one that fails is recorded, and the others go on.
 
     Args:
         limit: examples of each method, spread over all there are; None for all.
+        share: of the examples, that this process asks; the counts are of these.
 
     Raises:
         UnsupportedModelError: a method does not take the model.
     """
-    examples = sorted(spread(list(task.examples()), limit), key=lambda example: example.tokens)
+    examples = share.of(sorted(spread(list(task.examples()), limit), key=lambda example: example.tokens))
     pending = {
         method: [example for example in examples if (method.name, example.name) not in results.done]
         for method in methods
@@ -100,12 +114,12 @@ def run(
         if not left:
             continue
         with subject.under(method) as asked:
-            for example in left:
-                row = _row(task, method, example, asked, facts)
-                results.add(row)
-                done, failed = done + 1, failed + (row.error is not None)
-                if on_row is not None:
-                    on_row(row, done, total)
+            for batch in batches(left, subject.batch_size):
+                for row in _rows(task, method, batch, asked, facts):
+                    results.add(row)
+                    done, failed = done + 1, failed + (row.error is not None)
+                    if on_row is not None:
+                        on_row(row, done, total)
     return Counts(before, done - before - failed, failed)
 
 
@@ -116,28 +130,50 @@ def spread(examples: Sequence[Example], limit: int | None) -> list[Example]:
     return [examples[i * len(examples) // limit] for i in range(limit)]
 
 
-def _row(task: Task, method: Method, example: Example, subject: Subject, facts: Facts) -> Row:
+def _rows(task: Task, method: Method, examples: Sequence[Example], subject: Subject, facts: Facts) -> Iterator[Row]:
+    """Of a batch: all together, or one by one if that fails, to find the one that does."""
     began = perf_counter()
-    outcome: Outcome | None = None
+    outcomes: list[Outcome] | None = None
     problem: str | None = None
     try:
-        outcome = task.run(example, subject)
+        outcomes = outcomes_of(task, examples, subject)
     except Exception as error:
         problem = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
         # What ran out of memory is still held by the error's frames.
         error.__traceback__ = None
         gc.collect()
-    return Row(
-        task=task.name,
-        version=task.version,
-        method=method.name,
-        example=example.name,
-        cell=example.cell,
-        prompt_tokens=None if outcome is None else outcome.prompt_tokens,
-        target=None if outcome is None else outcome.target,
-        output=None if outcome is None else outcome.output,
-        scores={} if outcome is None else outcome.scores,
-        seconds=round(perf_counter() - began, 3),
-        error=problem,
-        facts=facts,
-    )
+    if outcomes is None and len(examples) > 1:
+        for example in examples:
+            yield from _rows(task, method, [example], subject, facts)
+        return
+    seconds = round((perf_counter() - began) / len(examples), 3)
+    for i, example in enumerate(examples):
+        outcome = None if outcomes is None else outcomes[i]
+        yield Row(
+            task=task.name,
+            version=task.version,
+            method=method.name,
+            example=example.name,
+            cell=example.cell,
+            prompt_tokens=None if outcome is None else outcome.prompt_tokens,
+            target=None if outcome is None else outcome.target,
+            output=None if outcome is None else outcome.output,
+            scores={} if outcome is None else outcome.scores,
+            seconds=seconds,
+            error=problem,
+            facts=facts,
+        )
+
+
+def outcomes_of(task: Task, examples: Sequence[Example], subject: Subject) -> list[Outcome]:
+    """Of a batch. All examples of a task are of one kind."""
+    prepared = [task.prepare(example, subject) for example in examples]
+    generations = [one for one in prepared if isinstance(one, Generation)]
+    scorings = [one for one in prepared if isinstance(one, Scoring)]
+    if generations and scorings:
+        raise TypeError(f"{task.name} has examples of both kinds")
+    if generations:
+        answers = subject.answers([one.prompt for one in generations])
+        return [one.outcome(answer) for one, answer in zip(generations, answers, strict=True)]
+    scores = iter(subject.log_likelihoods([passage for one in scorings for passage in one.passages]))
+    return [one.outcome([next(scores) for _ in one.passages]) for one in scorings]

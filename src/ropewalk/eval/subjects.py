@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from ropewalk.eval import infinite
 from ropewalk.eval.infinite import Infinite
@@ -18,6 +18,36 @@ if TYPE_CHECKING:
     from ropewalk.integrations.transformers.models import LoadedModel
 
 DUMMY = "dummy"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is to be answered, greedily.
+
+    Attributes:
+        token_ids: special ones included.
+        new_tokens: of the answer, at most.
+        stop: ends the answer, and is not in it.
+    """
+
+    token_ids: Sequence[int]
+    new_tokens: int
+    stop: str | None = None
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text that is scored.
+
+    Attributes:
+        token_ids: special ones included.
+        first: index of the first token that is scored, 1 or more; those before it are only read.
+    """
+
+    token_ids: Sequence[int]
+    first: int
 
 
 class Subject(Protocol):
@@ -31,19 +61,28 @@ class Subject(Protocol):
     def dtype(self) -> str: ...
     @property
     def device(self) -> str: ...
+    @property
+    def batch_size(self) -> int:
+        """Prompts or passages that are asked at a time."""
+        ...
 
     def under(self, method: Method) -> AbstractContextManager[Subject]:
         """Whom to ask for the model run in that way, until the context ends."""
         ...
 
-    def encode(self, text: str) -> list[int]: ...
-
-    def answer(self, token_ids: Sequence[int], new_tokens: int, stop: str | None = None) -> str:
-        """A greedy continuation."""
+    def encode(self, text: str, chat: bool = False) -> list[int]:
+        """The tokens of a text; as what a user says to a model that chats, where `chat` is asked for and the model
+        knows how."""
         ...
 
-    def log_likelihoods(self, token_ids: Sequence[int], first: int) -> list[float]:
-        """Natural logarithm of the probability of each token from index `first`, 1 or more, given all before it."""
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, without special ones."""
+        ...
+
+    def answers(self, prompts: Sequence[Prompt]) -> list[str]: ...
+
+    def log_likelihoods(self, passages: Sequence[Passage]) -> list[list[float]]:
+        """Of each passage, the natural logarithm of the probability of each scored token, given all before it."""
         ...
 
 
@@ -53,12 +92,13 @@ class Model:
 
     Args:
         trained_window: tokens that it was trained on.
-        chunk: tokens read in one forward pass.
+        chunk: tokens of each row that are read in one forward pass.
     """
 
     loaded: LoadedModel
     trained_window: int
     weights_hash: str
+    batch_size: int = 1
     chunk: int = 2048
 
     @property
@@ -76,35 +116,56 @@ class Model:
     @contextmanager
     def under(self, method: Method) -> Iterator[Subject]:
         if isinstance(method.change, Infinite):
-            yield InBlocks(self.loaded, self.trained_window, self.weights_hash, self.chunk, window=method.change.window)
+            shared = {one.name: getattr(self, one.name) for one in fields(Model)}
+            yield InBlocks(**shared, window=method.change.window)
             return
         with method.enter(self.loaded.model, self.trained_window):
             yield self
 
-    def encode(self, text: str) -> list[int]:
-        return list(self.loaded.tokenizer(text)["input_ids"])
+    def encode(self, text: str, chat: bool = False) -> list[int]:
+        tokenizer = self.loaded.tokenizer
+        if chat and tokenizer.chat_template:
+            message = [{"role": "user", "content": text}]
+            return list(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
+        return list(tokenizer(text)["input_ids"])
 
-    def answer(self, token_ids: Sequence[int], new_tokens: int, stop: str | None = None) -> str:
-        return self._generate(token_ids, new_tokens, stop).text
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return str(self.loaded.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
-    def log_likelihoods(self, token_ids: Sequence[int], first: int) -> list[float]:
-        import torch
+    def answers(self, prompts: Sequence[Prompt]) -> list[str]:
+        answers: list[str] = []
+        for batch in batches(prompts, self._rows, _asked_alike):
+            answers += [answer.text for answer in self._generate(batch)]
+        return answers
 
+    def log_likelihoods(self, passages: Sequence[Passage]) -> list[list[float]]:
         from ropewalk.integrations.transformers.scoring import log_likelihoods
 
-        scores = log_likelihoods(self.loaded.model, torch.tensor([list(token_ids)]), first, self.chunk)
-        return [float(score) for score in scores.tolist()]
+        scores: list[list[float]] = []
+        for batch in batches(passages, self._rows):
+            rows = [one.token_ids for one in batch]
+            found = log_likelihoods(self.loaded.model, rows, [one.first for one in batch], self.chunk)
+            scores += [one.tolist() for one in found]
+        return scores
 
-    def _generate(self, token_ids: Sequence[int], new_tokens: int, stop: str | None) -> Answer:
-        from ropewalk.integrations.transformers.generation import generate
+    @property
+    def _rows(self) -> int:
+        """Where frequencies change with the length, each text has its own."""
+        from ropewalk.integrations.transformers.rope_scaling import changes_with_length
 
-        return generate(
+        return 1 if any(map(changes_with_length, self.loaded.model.modules())) else self.batch_size
+
+    def _generate(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Prompts that are asked alike."""
+        from ropewalk.integrations.transformers.generation import generate_batch
+
+        return generate_batch(
             self.loaded.model,
             self.loaded.tokenizer,
-            token_ids,
-            max_new_tokens=new_tokens,
+            [one.token_ids for one in prompts],
+            max_new_tokens=prompts[0].new_tokens,
             chunk=self.chunk,
-            stop=stop,
+            stop=prompts[0].stop,
         )
 
 
@@ -118,21 +179,22 @@ class InBlocks(Model):
 
     window: int = field(kw_only=True)
 
-    def answer(self, token_ids: Sequence[int], new_tokens: int, stop: str | None = None) -> str:
+    def answers(self, prompts: Sequence[Prompt]) -> list[str]:
+        return [self._answer(prompt) for prompt in prompts]
+
+    def _answer(self, prompt: Prompt) -> str:
         def generate(tokens: Sequence[int], at_most: int) -> tuple[Sequence[int], bool]:
-            answer = self._generate(tokens, at_most, stop)
+            [answer] = self._generate([Prompt(tokens, at_most, prompt.stop)])
             return answer.token_ids, answer.ended
 
-        written = infinite.continued(token_ids, new_tokens, self.window, generate)
         # `stop` may lie across two blocks.
-        text = str(self.loaded.tokenizer.decode(written, skip_special_tokens=True))
-        return text if stop is None else text.partition(stop)[0]
+        text = self.decode(infinite.continued(prompt.token_ids, prompt.new_tokens, self.window, generate))
+        return text if prompt.stop is None else text.partition(prompt.stop)[0]
 
-    def log_likelihoods(self, token_ids: Sequence[int], first: int) -> list[float]:
-        scores: list[float] = []
-        for text, own_first in infinite.blocks(token_ids, first, self.window):
-            scores += super().log_likelihoods(text, own_first)
-        return scores
+    def log_likelihoods(self, passages: Sequence[Passage]) -> list[list[float]]:
+        blocks = [infinite.blocks(one.token_ids, one.first, self.window) for one in passages]
+        scores = iter(super().log_likelihoods([Passage(*block) for one in blocks for block in one]))
+        return [[score for _ in one for score in next(scores)] for one in blocks]
 
 
 @dataclass(frozen=True)
@@ -145,18 +207,40 @@ class Dummy:
     weights_hash: str = ""
     dtype: str = "none"
     device: str = "none"
+    batch_size: int = 1
 
     def under(self, method: Method) -> AbstractContextManager[Subject]:
         return nullcontext(self)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, chat: bool = False) -> list[int]:
         return [len(word) for word in text.split()]
 
-    def answer(self, token_ids: Sequence[int], new_tokens: int, stop: str | None = None) -> str:
-        return self.reply(token_ids)
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return " ".join("x" * length for length in token_ids)
 
-    def log_likelihoods(self, token_ids: Sequence[int], first: int) -> list[float]:
-        return [-1.0] * (len(token_ids) - first)
+    def answers(self, prompts: Sequence[Prompt]) -> list[str]:
+        return [self.reply(prompt.token_ids) for prompt in prompts]
+
+    def log_likelihoods(self, passages: Sequence[Passage]) -> list[list[float]]:
+        return [[-1.0] * (len(one.token_ids) - one.first) for one in passages]
+
+
+def batches(
+    items: Sequence[T], size: int, alike: Callable[[T, T], bool] = lambda one, other: True
+) -> Iterator[list[T]]:
+    """All items in their order, in batches of at most `size` whose items are alike."""
+    batch: list[T] = []
+    for item in items:
+        if batch and (len(batch) == size or not alike(batch[0], item)):
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def _asked_alike(one: Prompt, other: Prompt) -> bool:
+    return (one.new_tokens, one.stop) == (other.new_tokens, other.stop)
 
 
 def weights_hash(loaded: LoadedModel) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ropewalk.eval.tasks.base import Example, Metric, Outcome, Settings, Task
+from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, Scoring, Settings, Task
 from ropewalk.eval.tasks.passkey import Passkey
 from ropewalk.eval.tasks.passkey_length import PasskeyLength
 from ropewalk.eval.tasks.perplexity import Perplexity
@@ -13,4 +13,16 @@ TASKS: dict[str, type[Task]] = {
     "perplexity": Perplexity,
 }
 
-__all__ = ["TASKS", "Example", "Metric", "Outcome", "Passkey", "PasskeyLength", "Perplexity", "Settings", "Task"]
+__all__ = [
+    "TASKS",
+    "Example",
+    "Generation",
+    "Metric",
+    "Outcome",
+    "Passkey",
+    "PasskeyLength",
+    "Perplexity",
+    "Scoring",
+    "Settings",
+    "Task",
+]

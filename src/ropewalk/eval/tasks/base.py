@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from ropewalk.eval.subjects import Subject
+from ropewalk.eval.subjects import Passage, Prompt, Subject
 
 
 class Settings(BaseModel):
@@ -43,6 +43,22 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Generation:
+    """An example written out: a prompt, and what an answer to it is worth."""
+
+    prompt: Prompt
+    outcome: Callable[[str], Outcome]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """An example written out: passages, and what the log-likelihoods of each one's tokens are worth."""
+
+    passages: tuple[Passage, ...]
+    outcome: Callable[[Sequence[Sequence[float]]], Outcome]
+
+
+@dataclass(frozen=True)
 class Metric:
     """A score: its name in words, and which way is better.
 
@@ -74,6 +90,6 @@ class Task(Protocol):
         """All examples, in the order of their definition."""
         ...
 
-    def run(self, example: Example, subject: Subject) -> Outcome:
-        """Writes the example out, asks it, and scores the answer."""
+    def prepare(self, example: Example, subject: Subject) -> Generation | Scoring:
+        """Writes the example out in the subject's tokens. The runner asks, many at a time, and has them scored."""
         ...

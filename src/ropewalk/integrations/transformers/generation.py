@@ -80,23 +80,25 @@ def prefill(
     cache: Cache,
     chunk: int = 2048,
     on_progress: OnProgress | None = None,
+    attention_mask: Tensor | None = None,
 ) -> None:
     """Reads all tokens but the last into the cache, `chunk` at a time, so that memory grows with the cache alone.
 
     Args:
         model: in eval mode, extended or not.
-        input_ids: (1, tokens), int64.
+        input_ids: (rows, tokens), int64.
         cache: what it holds already counts as the beginning of `input_ids`.
-        chunk: tokens in one forward pass.
+        chunk: tokens of each row in one forward pass.
         on_progress: called after each chunk, and once before the first.
+        attention_mask: (rows, tokens), 0 for padding, which is on the left; None if there is none.
 
     Raises:
-        ValueError: `chunk` is below 1, or `input_ids` is not one row of tokens.
+        ValueError: `chunk` is below 1, or `input_ids` are not rows of tokens.
     """
     if chunk < 1:
         raise ValueError(f"chunk must be 1 or more tokens, got {chunk}")
-    if input_ids.ndim != 2 or input_ids.shape[0] != 1 or input_ids.shape[1] == 0:
-        raise ValueError(f"input_ids must be one row of tokens (1, tokens), got shape {tuple(input_ids.shape)}")
+    if input_ids.ndim != 2 or input_ids.numel() == 0:
+        raise ValueError(f"input_ids must be rows of tokens (rows, tokens), got shape {tuple(input_ids.shape)}")
     # Only the last position's scores over the vocabulary, which would be larger than the cache.
     options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
@@ -106,9 +108,13 @@ def prefill(
     report = on_progress or (lambda done, total: None)
     report(done, total)
     while done < total:
-        part = input_ids[:, done : min(done + chunk, total)].to(model.device)
-        model(input_ids=part, **options)
-        done += part.shape[1]
+        end = min(done + chunk, total)
+        if attention_mask is not None:
+            options["attention_mask"] = attention_mask[:, :end].to(model.device)
+            positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+            options["position_ids"] = positions[:, done:end].to(model.device)
+        model(input_ids=input_ids[:, done:end].to(model.device), **options)
+        done = end
         report(done, total)
 
 
@@ -143,38 +149,103 @@ def generate(
     Raises:
         ValueError: the prompt is empty, or a number is out of range.
     """
+    answers = _generate(model, tokenizer, [token_ids], max_new_tokens, chunk, stop, temperature, on_progress, on_text)
+    return answers[0]
+
+
+def generate_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    chunk: int = 2048,
+    stop: str | None = None,
+) -> list[Answer]:
+    """`generate` of several prompts together, greedily, padded on the left to the longest of them.
+
+    Their frequencies are those of the longest prompt where they change with the length, and their times are those of
+    all together.
+    """
+    return _generate(model, tokenizer, prompts, max_new_tokens, chunk, stop)
+
+
+@torch.inference_mode()
+def _generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    chunk: int,
+    stop: str | None,
+    temperature: float = 0.0,
+    on_progress: OnProgress | None = None,
+    on_text: OnText | None = None,
+) -> list[Answer]:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
     if temperature < 0:
         raise ValueError(f"temperature must be 0 or more, got {temperature}")
-    input_ids = torch.tensor([list(token_ids)], dtype=torch.long, device=model.device)
-    cache = DynamicCache(config=model.config)
     settings = _generation_config(model, tokenizer, max_new_tokens, temperature)
-    criteria = [] if stop is None else [_StopAt(stop, tokenizer, input_ids.shape[1])]
+    input_ids, mask = _padded(prompts, settings.pad_token_id, model.device)
+    cache = DynamicCache(config=model.config)
+    longest = input_ids.shape[1]
+    criteria = [] if stop is None else [_StopAt(stop, tokenizer, longest)]
     decoder: Any = model  # its `generate` is not typed
     began = perf_counter()
-    with fixed_frequencies(model, input_ids.shape[1] + max_new_tokens):
-        prefill(model, input_ids, cache, chunk, on_progress)
+    with fixed_frequencies(model, longest + max_new_tokens):
+        prefill(model, input_ids, cache, chunk, on_progress, None if mask.all() else mask)
         _wait_for(model)
         read = perf_counter()
         output = decoder.generate(
             input_ids,
-            attention_mask=torch.ones_like(input_ids),
+            attention_mask=mask,
             past_key_values=cache,
             generation_config=settings,
             stopping_criteria=StoppingCriteriaList(criteria),
             streamer=None if on_text is None else _Pieces(tokenizer, on_text, stop),
         )
-    new = tuple(output[0, input_ids.shape[1] :].tolist())
+    seconds = read - began, perf_counter() - read
+    return [
+        _answer(tokenizer, prompt, row.tolist(), stop, settings, *seconds)
+        for prompt, row in zip(prompts, output[:, longest:], strict=True)
+    ]
+
+
+def _padded(prompts: Sequence[Sequence[int]], filler: int | None, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of tokens, filled on the left, and their attention mask."""
+    if not all(prompts):
+        raise ValueError("a prompt must have 1 token or more, got an empty one")
+    longest = max(map(len, prompts))
+    input_ids = torch.full((len(prompts), longest), filler or 0, dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, longest - len(prompt) :] = torch.tensor(list(prompt))
+        mask[row, longest - len(prompt) :] = 1
+    return input_ids.to(device), mask.to(device)
+
+
+def _answer(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    new: list[int],
+    stop: str | None,
+    settings: Any,
+    prefill_seconds: float,
+    decode_seconds: float,
+) -> Answer:
+    """Of one row, whose tokens after its end are the batch's."""
+    end = next((i for i, token in enumerate(new) if token in _ends(settings)), None)
+    new = new if end is None else new[: end + 1]
     text = _decode(tokenizer, new)
     stopped = stop is not None and stop in text
     return Answer(
         text=text if stop is None else text.partition(stop)[0],
-        token_ids=new,
-        prompt_tokens=input_ids.shape[1],
-        prefill_seconds=read - began,
-        decode_seconds=perf_counter() - read,
-        ended=stopped or new[-1] in _ends(settings),
+        token_ids=tuple(new),
+        prompt_tokens=len(prompt),
+        prefill_seconds=prefill_seconds,
+        decode_seconds=decode_seconds,
+        ended=stopped or end is not None,
     )
 
 
@@ -215,14 +286,14 @@ def _wait_for(model: PreTrainedModel) -> None:
 
 
 class _StopAt(StoppingCriteria):
-    """Ends when the new text holds `stop`."""
+    """Ends a row when its new text holds `stop`."""
 
     def __init__(self, stop: str, tokenizer: PreTrainedTokenizerBase, prompt_tokens: int) -> None:
         self._stop, self._tokenizer, self._prompt_tokens = stop, tokenizer, prompt_tokens
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        text = _decode(self._tokenizer, input_ids[0, self._prompt_tokens :].tolist())
-        return torch.tensor([self._stop in text], device=input_ids.device)
+        texts = [_decode(self._tokenizer, row) for row in input_ids[:, self._prompt_tokens :].tolist()]
+        return torch.tensor([self._stop in text for text in texts], device=input_ids.device)
 
 
 class _Pieces(TextStreamer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,47 +23,52 @@ _BLOCK = 512
 @torch.inference_mode()
 def log_likelihoods(
     model: PreTrainedModel,
-    input_ids: Tensor,
-    first: int,
+    texts: Sequence[Sequence[int]],
+    firsts: Sequence[int],
     chunk: int = 2048,
     on_progress: OnProgress | None = None,
-) -> Tensor:
-    """Natural logarithm of the probability of each token from `first` on, given all tokens before it.
+) -> list[Tensor]:
+    """Natural logarithm of the probability of each token of each text from `first` on, given all tokens before it.
 
-    Reads the text once, with a cache, so that memory grows with the cache alone. A model whose rotary frequencies
-    change with the length has those of the whole text.
+    Reads the texts once, side by side and with a cache, so that memory grows with the cache alone. A model whose rotary
+    frequencies change with the length has those of the longest text.
 
     Args:
         model: in eval mode, extended or not.
-        input_ids: (1, tokens), int64.
-        first: index of the first token that is scored; those before it are only read.
-        chunk: tokens in one forward pass; at most 512 where tokens are scored.
+        texts: token ids, special ones included.
+        firsts: of each text, index of the first token that is scored; those before it are only read.
+        chunk: tokens of each text in one forward pass; at most 512 of all together where tokens are scored.
         on_progress: called after each chunk, and once before the first.
 
     Returns:
-        (tokens - first,), float32, on the model's device.
+        For each text (tokens - first,), float32, on the model's device.
 
     Raises:
-        ValueError: `first` has no token before it or none to score, `chunk` is below 1, or `input_ids` is not one row.
+        ValueError: a `first` has no token before it or none to score, or `chunk` is below 1.
     """
-    if input_ids.ndim != 2 or input_ids.shape[0] != 1 or input_ids.shape[1] < 2:
-        raise ValueError(
-            f"input_ids must be one row of 2 or more tokens (1, tokens), got shape {tuple(input_ids.shape)}"
-        )
-    tokens = input_ids.shape[1]
-    if not 1 <= first < tokens:
-        raise ValueError(f"first must be from 1 to {tokens - 1} for {tokens} tokens, got {first}")
+    for text, first in zip(texts, firsts, strict=True):
+        if not 1 <= first < len(text):
+            raise ValueError(f"first must be from 1 to {len(text) - 1} for {len(text)} tokens, got {first}")
+    longest, begin_scores = max(map(len, texts)), min(firsts)
+    # What follows a text, on the right, is seen by none of its tokens.
+    input_ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=model.device)
     # The last token is scored but not read: nothing follows it.
-    total = tokens - 1
+    total = longest - 1
+    block = max(1, min(chunk, _BLOCK // len(texts)))
     report = on_progress or (lambda done, total: None)
     cache = DynamicCache(config=model.config)
     scores = []
-    with fixed_frequencies(model, tokens):
-        prefill(model, input_ids[:, :first], cache, chunk, lambda done, _: report(done, total))
-        input_ids = input_ids.to(model.device)
-        for begin in range(first - 1, total, min(chunk, _BLOCK)):
-            end = min(begin + min(chunk, _BLOCK), total)
-            logits = model(input_ids=input_ids[:, begin:end], past_key_values=cache, use_cache=True).logits[0]
-            scores.append(-F.cross_entropy(logits.float(), input_ids[0, begin + 1 : end + 1], reduction="none"))
+    with fixed_frequencies(model, longest):
+        prefill(model, input_ids[:, :begin_scores], cache, chunk, lambda done, _: report(done, total))
+        for begin in range(begin_scores - 1, total, block):
+            end = min(begin + block, total)
+            logits = model(input_ids=input_ids[:, begin:end], past_key_values=cache, use_cache=True).logits
+            following = input_ids[:, begin + 1 : end + 1]
+            losses = F.cross_entropy(logits.flatten(0, 1).float(), following.flatten(), reduction="none")
+            scores.append(-losses.view_as(following))
             report(end, total)
-    return torch.cat(scores)
+    together = torch.cat(scores, dim=1)
+    return [
+        row[first - begin_scores : len(text) - begin_scores]
+        for row, text, first in zip(together, texts, firsts, strict=True)
+    ]

@@ -10,8 +10,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from ropewalk.eval import haystack
-from ropewalk.eval.subjects import Subject
-from ropewalk.eval.tasks.base import Example, Metric, Outcome, Settings
+from ropewalk.eval.subjects import Prompt, Subject
+from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, Settings
 
 
 class PasskeySettings(Settings):
@@ -59,22 +59,25 @@ class Passkey:
         for name, (length, depth, _) in self._examples.items():
             yield Example(name, length, {"length": length, "depth": round(depth, 3)})
 
-    def run(self, example: Example, subject: Subject) -> Outcome:
+    def prepare(self, example: Example, subject: Subject) -> Generation:
         length, depth, _ = self._examples[example.name]
         span = min(self.settings.span, length)
         # Of the name, so that an example does not change with what else is asked for.
         chance = random.Random(f"{self.settings.seed} {example.name}")
         place = (depth * (length - span) + chance.uniform(0, span)) / length
-        return ask(subject, length, place, self.settings.digits, chance)
+        return hidden(subject, length, place, self.settings.digits, chance)
 
 
-def ask(subject: Subject, length: int, place: float, digits: int, chance: random.Random) -> Outcome:
-    """Hides a key of so many digits in a text of `length` tokens, `place` from 0 to 1, and asks for it."""
+def hidden(subject: Subject, length: int, place: float, digits: int, chance: random.Random) -> Generation:
+    """A key of so many digits hidden in a text of `length` tokens, `place` from 0 to 1, and asked for."""
     prompt = haystack.passkey(
         length, place, lambda text: len(subject.encode(text)), seed=chance.randrange(1 << 32), digits=digits
     )
-    output = subject.answer(subject.encode(prompt.prompt), answer_tokens(digits), stop="\n")
-    return Outcome(prompt.tokens, {"exact_match": float(prompt.is_right(output))}, prompt.answer, output)
+
+    def outcome(output: str) -> Outcome:
+        return Outcome(prompt.tokens, {"exact_match": float(prompt.is_right(output))}, prompt.answer, output)
+
+    return Generation(Prompt(subject.encode(prompt.prompt), answer_tokens(digits), stop="\n"), outcome)
 
 
 def answer_tokens(digits: int) -> int:

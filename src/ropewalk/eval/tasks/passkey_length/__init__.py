@@ -10,8 +10,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from ropewalk.eval.subjects import Subject
-from ropewalk.eval.tasks.base import Example, Metric, Outcome, Settings
-from ropewalk.eval.tasks.passkey import answer_tokens, ask
+from ropewalk.eval.tasks.base import Example, Generation, Metric, Settings
+from ropewalk.eval.tasks.passkey import answer_tokens, hidden
 
 
 class PasskeyLengthSettings(Settings):
@@ -53,7 +53,7 @@ class PasskeyLength:
         for name, digits in self._examples.items():
             yield Example(name, self.settings.length, {"digits": digits})
 
-    def run(self, example: Example, subject: Subject) -> Outcome:
+    def prepare(self, example: Example, subject: Subject) -> Generation:
         # Of the name, so that an example does not change with what else is asked for.
         chance = random.Random(f"{self.settings.seed} {example.name}")
-        return ask(subject, self.settings.length, chance.random(), self._examples[example.name], chance)
+        return hidden(subject, self.settings.length, chance.random(), self._examples[example.name], chance)

@@ -14,8 +14,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from ropewalk.eval.subjects import Subject
-from ropewalk.eval.tasks.base import Example, Metric, Outcome, Settings
+from ropewalk.eval.subjects import Passage, Subject
+from ropewalk.eval.tasks.base import Example, Metric, Outcome, Scoring, Settings
 from ropewalk.eval.texts import Text, texts
 
 Mode = Literal["sliding", "positions"]
@@ -136,7 +136,7 @@ class Perplexity:
         for name, (_, length) in self._examples.items():
             yield Example(name, length, {"length": length})
 
-    def run(self, example: Example, subject: Subject) -> Outcome:
+    def prepare(self, example: Example, subject: Subject) -> Scoring:
         book, length = self._examples[example.name]
         special, tokens = _encode(book, subject)
         tokens = tokens[: self.settings.tokens]
@@ -145,13 +145,16 @@ class Perplexity:
         if self.settings.mode == "positions":
             read = special + tokens[: length - len(special)]
             first = max(1, len(special))
-            return Outcome(length, _by_position(_score(subject, read, first), first, self.settings.bucket))
-        scores: list[float] = []
-        for window in self._windows(len(tokens), length, len(special)):
-            read = special + tokens[window.begin : window.end]
+            return Scoring(
+                (Passage(read, first),),
+                lambda scores: Outcome(length, _by_position(_finite(scores), first, self.settings.bucket)),
+            )
+        passages = tuple(
             # Nothing stands before the very first token.
-            scores += _score(subject, read, max(1, len(special) + window.first - window.begin))
-        return Outcome(length, _pooled(scores))
+            Passage(special + tokens[window.begin : window.end], max(1, len(special) + window.first - window.begin))
+            for window in self._windows(len(tokens), length, len(special))
+        )
+        return Scoring(passages, lambda scores: Outcome(length, _pooled(_finite(scores))))
 
     def _windows(self, tokens: int, length: int, special: int) -> list[Window]:
         stride, count = self.settings.stride, self.settings.windows
@@ -171,12 +174,12 @@ def _encode(book: Text, subject: Subject) -> tuple[list[int], list[int]]:
     return ids[:before], ids[before : len(ids) - (len(nothing) - before)]
 
 
-def _score(subject: Subject, token_ids: Sequence[int], first: int) -> list[float]:
-    """Raises ValueError: a score is no number, as with weights that overflow."""
-    scores = subject.log_likelihoods(token_ids, first)
-    if not all(map(math.isfinite, scores)):
+def _finite(scores: Sequence[Sequence[float]]) -> list[float]:
+    """Those of all passages. Raises ValueError: a score is no number, as with weights that overflow."""
+    together = [score for one in scores for score in one]
+    if not all(map(math.isfinite, together)):
         raise ValueError("the model gives probabilities that are not numbers, or 0")
-    return scores
+    return together
 
 
 def _pooled(scores: Sequence[float]) -> dict[str, float]:
