@@ -1,4 +1,4 @@
-"""`ropewalk eval TASK`: runs a task under one or more methods, and keeps a row an example."""
+"""What every `ropewalk eval TASK` has: the options of a run, and the run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from ropewalk.eval.subjects import Subject
     from ropewalk.eval.tasks import Task
 
-app = typer.Typer(no_args_is_help=True, help="Run an experiment of the papers on a model.", rich_markup_mode="rich")
-
 _RUN = "Run"
 MethodOption = Annotated[
     list[str] | None,
@@ -55,7 +53,7 @@ SeedOption = Annotated[int, typer.Option(help="Of everything random.", rich_help
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """What was asked for that every task has. The options are read off the fields."""
 
     output: OutputOption
@@ -69,18 +67,18 @@ class _Run:
     trust_remote_code: TrustRemoteCodeOption = False
     verbose: VerboseOption = False
 
-    def loading(self) -> _Loading:
-        return _Loading(self.model, self.trained_window, self.dtype, self.device, self.trust_remote_code, self.verbose)
+    def loading(self) -> Loading:
+        return Loading(self.model, self.trained_window, self.dtype, self.device, self.trust_remote_code, self.verbose)
 
 
-def _with_run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options of `_Run`; it receives them as `run`."""
+def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of `Run`; it receives them as `run`."""
     own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "run"]
-    shared = list(inspect.signature(_Run, eval_str=True).parameters.values())
+    shared = list(inspect.signature(Run, eval_str=True).parameters.values())
 
     @functools.wraps(command)
     def wrapper(**values: Any) -> None:
-        run = _Run(**{one.name: values.pop(one.name) for one in shared})
+        run = Run(**{one.name: values.pop(one.name) for one in shared})
         command(run=run, **values)
 
     # typer reads the options off the signature and the annotations.
@@ -90,106 +88,7 @@ def _with_run_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-@app.command("passkey")
-@_with_run_options
-def passkey(
-    run: _Run,
-    lengths: Annotated[str, typer.Option(help="Tokens of the prompts, comma-separated; 16k is 16384.")] = "4k,8k,16k",
-    depths: Annotated[
-        str, typer.Option(help="Where the key is, from 0 to 1, comma-separated; or a number of depths.")
-    ] = "10",
-    samples: Annotated[int, typer.Option(min=1, help="Prompts of each length and depth.")] = 10,
-    span: Annotated[int, typer.Option(min=0, help="Tokens among which the place is drawn.")] = 400,
-    digits: Annotated[int, typer.Option(min=1, max=1000, help="Of the key.")] = 5,
-) -> None:
-    """Pass key retrieval over lengths and depths (SelfExtend, section 4.2, figure 4)."""
-    from ropewalk.eval.tasks.passkey import Passkey, PasskeySettings
-
-    task = Passkey(
-        _settings(
-            PasskeySettings,
-            lengths=_lengths(lengths),
-            depths=_depths(depths),
-            samples=samples,
-            span=span,
-            digits=digits,
-            seed=run.seed,
-        )
-    )
-    loading = run.loading()
-    _evaluate(task, run, loading)
-
-
-@app.command("passkey-length")
-@_with_run_options
-def passkey_length(
-    run: _Run,
-    digits: Annotated[str, typer.Option(help="Of the keys, comma-separated.")] = "5,8,16,36,48,64,100",
-    length: Annotated[str, typer.Option(help="Tokens of the prompts; 16k is 16384.")] = "16k",
-    samples: Annotated[int, typer.Option(min=1, help="Prompts of each number of digits.")] = 10,
-) -> None:
-    """Pass keys of more and more digits, at one length (SelfExtend, section 4.7, figure 6)."""
-    from ropewalk.eval.tasks.passkey_length import PasskeyLength, PasskeyLengthSettings
-
-    numbers, [tokens, *more] = _lengths(digits, "--digits"), _lengths(length, "--length")
-    if more:
-        raise UserError(f"--length is one number of tokens, got {length!r}")
-    settings = _settings(PasskeyLengthSettings, digits=numbers, length=tokens, samples=samples, seed=run.seed)
-    loading = run.loading()
-    _evaluate(PasskeyLength(settings), run, loading)
-
-
-@app.command("perplexity")
-@_with_run_options
-def perplexity(
-    run: _Run,
-    text: Annotated[str, typer.Option(help="Set of texts: pg19, or alice, which comes with the package.")] = "pg19",
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Folder that holds pg19/test_books/*.txt. \\[default: pg19 is loaded from the hub]"
-        ),
-    ] = None,
-    lengths: Annotated[
-        str, typer.Option(help="Tokens of the windows or texts, comma-separated; 16k is 16384.")
-    ] = "4k,8k,16k,32k",
-    mode: Annotated[
-        str, typer.Option(help="Windows of each length, or one text by position.", metavar="sliding|positions")
-    ] = "sliding",
-    stride: Annotated[int, typer.Option(min=1, help="Tokens from window to window, which are scored.")] = 256,
-    windows: Annotated[int, typer.Option(min=0, help="Of each book and length, spread over the book; 0 for all.")] = 16,
-    bucket: Annotated[int, typer.Option(min=1, help="Positions that are summed up, with --mode positions.")] = 1024,
-    books: Annotated[int, typer.Option(min=1, help="At most, drawn from the set by --seed.")] = 3,
-    tokens: Annotated[
-        int | None, typer.Option(min=2, help="Of each book, from its beginning. \\[default: all]")
-    ] = None,
-) -> None:
-    """Perplexity on books, by length or by position (SelfExtend, appendix D.1)."""
-    from ropewalk.eval.tasks.perplexity import Mode, Perplexity, PerplexitySettings
-    from ropewalk.eval.texts import TextsError
-
-    model_options.choice("--mode", mode, get_args(Mode))
-    settings = _settings(
-        PerplexitySettings,
-        text=text,
-        mode=mode,
-        stride=stride,
-        windows=windows,
-        bucket=bucket,
-        books=books,
-        tokens=tokens,
-        lengths=_lengths(lengths),
-        seed=run.seed,
-    )
-    loading = run.loading()
-    try:
-        task = Perplexity(settings, data_dir)
-    except TextsError as error:
-        raise UserError(str(error)) from error
-    _evaluate(task, run, loading)
-
-
-class _Loading:
+class Loading:
     """How to get the model, once everything else is known to be right."""
 
     def __init__(
@@ -224,7 +123,7 @@ class _Loading:
         return self._load()
 
 
-def _evaluate(task: Task, run: _Run, loading: _Loading) -> None:
+def evaluate(task: Task, run: Run, loading: Loading) -> None:
     from ropewalk.eval import methods as ways
     from ropewalk.eval import runner
     from ropewalk.eval.results import Results, ResultsError
@@ -273,7 +172,7 @@ def _progress(total: int) -> Iterator[Callable[[Row, int, int], None]]:
         yield lambda row, done, total: bar.update(task, completed=done, total=total, description=row.method)
 
 
-def _settings(kind: type[Any], **values: Any) -> Any:
+def settings_of(kind: type[Any], **values: Any) -> Any:
     """Settings of a task, with what does not fit told in one line."""
     from pydantic import ValidationError
 
@@ -284,7 +183,7 @@ def _settings(kind: type[Any], **values: Any) -> Any:
         raise UserError(f"--{'-'.join(map(str, detail['loc']))}: {detail['msg']}, got {detail['input']!r}") from error
 
 
-def _lengths(text: str, option: str = "--lengths") -> list[int]:
+def lengths_of(text: str, option: str = "--lengths") -> list[int]:
     lengths = []
     for part in text.split(","):
         number = part.strip().lower()
@@ -298,7 +197,7 @@ def _lengths(text: str, option: str = "--lengths") -> list[int]:
     return lengths
 
 
-def _depths(text: str) -> list[float]:
+def depths_of(text: str) -> list[float]:
     parts = [part.strip() for part in text.split(",")]
     try:
         if len(parts) == 1 and parts[0].isdigit() and int(parts[0]) > 1:

@@ -1,0 +1,13 @@
+"""`ropewalk eval TASK`: runs a task under one or more methods, and keeps a row an example. One module a task."""
+
+from __future__ import annotations
+
+import typer
+
+from ropewalk.cli.eval.passkey import passkey, passkey_length
+from ropewalk.cli.eval.perplexity import perplexity
+
+app = typer.Typer(no_args_is_help=True, help="Run an experiment of the papers on a model.", rich_markup_mode="rich")
+app.command("passkey")(passkey)
+app.command("passkey-length")(passkey_length)
+app.command("perplexity")(perplexity)
