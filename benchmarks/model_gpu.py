@@ -8,6 +8,7 @@ Caches are transformers': "dynamic" grows with the text, "static" has its full s
 is a static one whose steps torch.compile makes into CUDA graphs.
 
     python benchmarks/model_gpu.py --output benchmarks/results/model_gpu.jsonl
+    python benchmarks/model_gpu.py --shapes llama-8b --caches dynamic --plain sdpa-cudnn --prompt 131072 --new 8
 """
 
 from __future__ import annotations
@@ -262,8 +263,8 @@ def _error(logits: Tensor, expected: Tensor) -> float:
 def _check(error: float, bound: float) -> None:
     if not error <= bound:  # also NaN
         raise RuntimeError(
-            f"a short text's logits differ from the unmodified model's by {error:.2g}, where the unmodified one's under "
-            f"two attentions differ by {bound / _CHECK_FACTOR:.2g}"
+            f"a short text's logits differ from the unmodified model's by {error:.2g}, where the unmodified "
+            f"one's under two attentions differ by {bound / _CHECK_FACTOR:.2g}"
         )
 
 
@@ -311,7 +312,7 @@ def main(
     dtype: Annotated[str, typer.Option()] = "bfloat16",
     device: Annotated[str, typer.Option()] = "cuda",
     output: Annotated[Path | None, typer.Option(help="Rows are added to this file, as JSON lines.")] = None,
-    commit: Annotated[str, typer.Option(help=f"Where there is no checkout; or {rows.COMMIT_VARIABLE}.")] = "",
+    commit: Annotated[str, typer.Option(help=f"Of the rows; else {rows.COMMIT_VARIABLE}, else the checkout's.")] = "",
 ) -> None:
     """Times a whole model, extended and unmodified."""
     place = torch.device(device)

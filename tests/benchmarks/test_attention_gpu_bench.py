@@ -227,7 +227,8 @@ def test_a_graph_is_drawn_where_there_is_one():
     assert line == [graph]
 
 
-def test_the_docs_show_the_committed_rows():
+@pytest.mark.parametrize("name", ["attention_gpu", "model_gpu"])
+def test_the_docs_show_the_committed_rows(name):
     root = Path(__file__).parents[2]
-    table = rows.markdown(rows.read(root / "benchmarks" / "results" / "attention_gpu.jsonl"))
+    table = rows.markdown(rows.read(root / "benchmarks" / "results" / f"{name}.jsonl"))
     assert table in (root / "docs" / "gpu.md").read_text(), "run: python benchmarks/attention_gpu.py --table ROWS"
