@@ -6,8 +6,10 @@ import typer
 
 from ropewalk.cli.eval.passkey import passkey, passkey_length
 from ropewalk.cli.eval.perplexity import perplexity
+from ropewalk.cli.eval.short import short
 
 app = typer.Typer(no_args_is_help=True, help="Run an experiment of the papers on a model.", rich_markup_mode="rich")
 app.command("passkey")(passkey)
 app.command("passkey-length")(passkey_length)
 app.command("perplexity")(perplexity)
+app.command("short")(short)

@@ -49,6 +49,9 @@ OutputOption = Annotated[
 LimitOption = Annotated[
     int | None, typer.Option(min=1, help="Examples of each method, spread over all.", rich_help_panel=_RUN)
 ]
+BatchSizeOption = Annotated[
+    int, typer.Option(min=1, help="Prompts or passages that are asked together.", rich_help_panel=_RUN)
+]
 SeedOption = Annotated[int, typer.Option(help="Of everything random.", rich_help_panel=_RUN)]
 
 
@@ -60,6 +63,7 @@ class Run:
     method: MethodOption = None
     limit: LimitOption = None
     seed: SeedOption = 0
+    batch_size: BatchSizeOption = 1
     model: ModelOption = None
     trained_window: TrainedWindowOption = None
     dtype: DtypeOption = "auto"
@@ -68,7 +72,7 @@ class Run:
     verbose: VerboseOption = False
 
     def loading(self) -> Loading:
-        return Loading(self.model, self.trained_window, self.dtype, self.device, self.trust_remote_code, self.verbose)
+        return Loading(self)
 
 
 def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -91,31 +95,23 @@ def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
 class Loading:
     """How to get the model, once everything else is known to be right."""
 
-    def __init__(
-        self,
-        model: str | None,
-        trained_window: int | None,
-        dtype: str,
-        device: str,
-        trust_remote_code: bool,
-        verbose: bool,
-    ) -> None:
-        model_options.check(dtype, device)
-        self.verbose = verbose
+    def __init__(self, run: Run) -> None:
+        model_options.check(run.dtype, run.device)
+        self.verbose = run.verbose
         self._load: Callable[[], tuple[Subject, int]]
-        if model == "dummy":
+        if run.model == "dummy":
             from ropewalk.eval.subjects import Dummy
 
-            self._load = lambda: (Dummy(), trained_window or 8192)
+            self._load = lambda: (Dummy(batch_size=run.batch_size), run.trained_window or 8192)
             return
-        source = model_options.find_model(model)
+        source = model_options.find_model(run.model)
 
         def load() -> tuple[Subject, int]:
             from ropewalk.eval.subjects import Model, weights_hash
 
-            loaded = model_options.load_model(source, dtype, device, trust_remote_code, verbose)
-            window = model_options.window_of(loaded, trained_window)
-            return Model(loaded, window, weights_hash(loaded)), window
+            loaded = model_options.load_model(source, run.dtype, run.device, run.trust_remote_code, run.verbose)
+            window = model_options.window_of(loaded, run.trained_window)
+            return Model(loaded, window, weights_hash(loaded), run.batch_size), window
 
         self._load = load
 
@@ -138,21 +134,21 @@ def evaluate(task: Task, run: Run, loading: Loading) -> None:
             config = runner.config_of(task, chosen, subject, run.seed)
             results = Results(run.output, config)
             facts = runner.facts_of(subject, run.seed)
-            with _progress(sum(1 for _ in task.examples()) * len(chosen)) as on_row:
+            with progress(sum(1 for _ in task.examples()) * len(chosen)) as on_row:
                 counts = runner.run(task, chosen, subject, results, facts, run.limit, on_row)
     except (ResultsError, ValueError) as error:
         raise UserError(str(error)) from error
-    _say(counts, run.output)
+    say(counts, run.output)
 
 
-def _say(counts: Counts, output: Path) -> None:
+def say(counts: Counts, output: Path) -> None:
     before = f"{counts.done_before} were there already, " if counts.done_before else ""
     failed = f", {counts.failed} failed (run the same again to try those)" if counts.failed else ""
     print(f"{before}{counts.done} examples done{failed}: {output}")
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[Row, int, int], None]]:
+def progress(total: int) -> Iterator[Callable[[Row, int, int], None]]:
     """A bar with the time left on a terminal, a line for each tenth elsewhere; both on stderr."""
     console = Console(file=sys.stderr)
     if not console.is_terminal:

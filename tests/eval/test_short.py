@@ -1,0 +1,288 @@
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lm_eval")
+
+import lm_eval
+import lm_eval.tasks
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from ropewalk.eval.methods import Method, parse
+from ropewalk.eval.results import Config, Results, read_rows
+from ropewalk.eval.runner import facts_of
+from ropewalk.eval.subjects import Dummy, Model
+from ropewalk.eval.tasks.short import BENCHMARKS, DataError, language_model, load, run, settings_of
+from ropewalk.eval.tasks.short.files import arc_challenge, hellaswag, mmlu, truthfulqa_mc2
+from ropewalk.integrations.transformers import models
+from ropewalk.testing.saved import save_tiny_model, tiny_tokenizer
+
+SUBJECTS = [file.stem.removeprefix("mmlu_") for file in Path(lm_eval.tasks.__file__).parent.glob("mmlu/default/mmlu_*")]
+PLAIN, OTHER = Method("unmodified"), Method("other")
+
+
+def arc_line(i):
+    choices = [{"text": f"{i + 1}", "label": "A"}, {"text": f"{i + 2}", "label": "B"}]
+    return {"id": f"q{i}", "question": {"stem": f"What is {i} + 1?", "choices": choices}, "answerKey": "A"}
+
+
+def write_lines(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A few questions of each task, in files as the real ones."""
+    folder = tmp_path_factory.mktemp("data") / "short"
+    write_lines(folder / "arc" / "ARC-Challenge-Test.jsonl", map(arc_line, range(28)))
+    scene = {"activity_label": "Walking", "ctx_a": "A man walks.", "ctx_b": "he", "label": 1}
+    endings = ["sits down.", "walks on.", "sings.", "is a lamp."]
+    write_lines(
+        folder / "hellaswag" / "hellaswag_val_1000.jsonl",
+        ({**scene, "ctx_a": f"A man walks {i} miles.", "endings": endings} for i in range(12)),
+    )
+    write_lines(
+        folder / "gsm8k" / "test.jsonl",
+        ({"question": f"Two and {i}?", "answer": f"It is <<2+{i}={i + 2}>>.\n#### {i + 2}"} for i in range(8)),
+    )
+    for subject in SUBJECTS:
+        for part, count in (("dev", 5), ("test", 2)):
+            path = folder / "mmlu" / part / f"{subject}_{part}.csv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(f'"Which, in {part}, is {i}?",{i},a,b,c,A\n' for i in range(count)))
+    truth = folder / "truthfulqa" / "TruthfulQA.csv"
+    truth.parent.mkdir()
+    truth.write_text(
+        "Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers,Source\n"
+        "A,B,Is it so?,No,No; Not so,Yes; It is; Of course,nowhere\n"
+    )
+    return folder.parent
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A subject that computes, and its window."""
+    folder = save_tiny_model(tmp_path_factory.mktemp("model"), trained_window=2048, eos_token_id=1)
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = "<unk>"  # number 1
+    tokenizer.save_pretrained(folder)
+    return Model(models.load(models.find(str(folder)), dtype="float32", device="cpu"), 2048, "hash"), 2048
+
+
+def start(folder, tasks, subject, methods=(PLAIN,)):
+    config = Config(
+        task="short",
+        version=1,
+        settings=settings_of(tasks).model_dump(),
+        methods=tuple(method.name for method in methods),
+        model=subject.name,
+        model_hash=subject.weights_hash,
+        seed=0,
+    )
+    return Results(folder, config)
+
+
+def ask(folder, tasks, subject, window=2048, methods=(PLAIN,), batch_size=1, **options):
+    results, lm = start(folder, tasks, subject, methods), language_model(subject, window, batch_size)
+    counts = run(tasks, methods, subject, lm, results, facts_of(subject, 0), batch_size=batch_size, **options)
+    return counts, list(read_rows(folder))
+
+
+def shots_of(task, count):
+    return [requests[0].args[0] for requests in task.requests(count, seed=0)]
+
+
+def test_every_task_is_asked(data, tmp_path):
+    tasks = load(list(BENCHMARKS), data)
+    assert len(tasks) == 4 + 57
+    counts, rows = ask(tmp_path, tasks, Dummy(), limit=1, methods=(PLAIN, OTHER))
+    assert (counts.done_before, counts.done, counts.failed) == (0, 2 * 61, 0)
+    assert [row.example for row in rows[:2]] == ["arc_challenge-0", "hellaswag-0"]
+    assert {tuple(row.cell) for row in rows} == {("task",), ("task", "subject")}
+    scores = {row.cell["task"]: set(row.scores) for row in rows}
+    assert scores == {
+        "arc_challenge": {"acc", "acc_norm"},
+        "hellaswag": {"acc", "acc_norm"},
+        "mmlu": {"acc"},
+        "truthfulqa_mc2": {"acc"},
+        "gsm8k": {"exact_match,strict-match", "exact_match,flexible-extract"},
+    }
+    targets = {row.cell["task"]: row.target for row in rows}
+    assert targets["arc_challenge"] == "1"
+    assert targets["mmlu"] == "A"
+    assert targets["gsm8k"].endswith("#### 2")
+
+
+def test_settings_say_what_was_used(data):
+    settings = settings_of(load(["arc_challenge", "mmlu", "truthfulqa_mc2"], data))
+    assert settings.shots == {"arc_challenge": 25, "mmlu": 5, "truthfulqa_mc2": 0}
+    assert settings.shots_from == {"arc_challenge": "test", "mmlu": "dev", "truthfulqa_mc2": ""}
+    assert settings.questions == {"arc_challenge": 28, "mmlu": 2 * 57, "truthfulqa_mc2": 1}
+
+
+def test_the_hash_is_of_the_questions_and_of_the_shots(data, tmp_path):
+    def hash_of(folder):
+        return settings_of(load(["arc_challenge"], folder)).texts["arc_challenge"]
+
+    files = tmp_path / "short" / "arc"
+    write_lines(files / "ARC-Challenge-Test.jsonl", map(arc_line, range(28)))
+    assert hash_of(tmp_path) == hash_of(data)
+    write_lines(files / "ARC-Challenge-Train.jsonl", map(arc_line, range(28, 60)))
+    with_train = hash_of(tmp_path)
+    write_lines(files / "ARC-Challenge-Train.jsonl", map(arc_line, range(29, 60)))
+    assert len({hash_of(data), with_train, hash_of(tmp_path)}) == 3
+
+
+def test_shots_are_from_the_training_questions_where_there_are_any(data, tmp_path):
+    [task] = load(["arc_challenge"], data)
+    assert task.shots_are_asked
+    for i, prompt in enumerate(shots_of(task, 28)):
+        assert prompt.count("Question:") == 26
+        assert prompt.count(f"What is {i} + 1?") == 1  # not among its own shots
+    write_lines(tmp_path / "short" / "arc" / "ARC-Challenge-Test.jsonl", map(arc_line, range(28)))
+    write_lines(tmp_path / "short" / "arc" / "ARC-Challenge-Train.jsonl", map(arc_line, range(100, 130)))
+    [task] = load(["arc_challenge"], tmp_path)
+    assert (task.shots_are_asked, task.shots_from) == (False, "train")
+    assert all(prompt.count("What is 1") > 24 for prompt in shots_of(task, 2))
+
+
+def test_shots_do_not_depend_on_how_many_are_asked(data):
+    [task] = load(["gsm8k"], data)
+    assert shots_of(task, 8)[:3] == shots_of(task, 3)
+    assert shots_of(task, 3) != [requests[0].args[0] for requests in task.requests(3, seed=1)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_scores_are_those_of_lm_eval(data, tiny, tmp_path, batch_size):
+    subject, window = tiny
+    names = ["arc_challenge", "hellaswag", "truthfulqa_mc2", "gsm8k"]
+    _, rows = ask(tmp_path, load(names, data), subject, window, limit=3, batch_size=batch_size)
+    model, tokenizer = subject.loaded.model, subject.loaded.tokenizer
+    there = lm_eval.simple_evaluate(
+        HFLM(pretrained=model, tokenizer=tokenizer, max_length=window),
+        tasks=[task.task for task in load(names, data)],
+        limit=3,
+        fewshot_random_seed=0,
+        bootstrap_iters=0,
+        task_manager=TaskManager(include_defaults=False),
+    )
+    for name in names:
+        mine = [row for row in rows if row.cell["task"] == name]
+        for metric, value in there["results"][name].items():
+            metric = metric.removesuffix(",none")
+            if metric in mine[0].scores:
+                mean = sum(row.scores[metric] for row in mine) / len(mine)
+                assert mean == pytest.approx(value, abs=1e-4), (name, metric)
+        samples = {sample["doc_id"]: sample for sample in there["samples"][name]}
+        assert len(mine) == len(samples) == (1 if name == "truthfulqa_mc2" else 3)
+        for row in mine:
+            sample = samples[int(row.example.rpartition("-")[2])]
+            [*answers] = (answer[0] for answer in sample["resps"])
+            if name == "gsm8k":
+                assert row.output == answers[0]
+            else:
+                best = answers.index(max(answers))
+                assert row.output == sample["arguments"][best][1].strip()
+
+
+@pytest.mark.filterwarnings("ignore:a text of .* tokens uses relative positions")
+def test_a_method_changes_the_answers(data, tiny, tmp_path):
+    subject, window = tiny
+    # Prompts of some 150 tokens, most of them past the neighbor window.
+    maps = "selfextend(group_size=1, window=8)", "selfextend(group_size=32, window=2)"
+    methods = PLAIN, *(parse(text, 1, window) for text in maps)
+    _, rows = ask(tmp_path, load(["gsm8k"], data), subject, window, methods, limit=3)
+    outputs = [[row.output for row in rows if row.method == method.name] for method in methods]
+    assert outputs[0] == outputs[1] != outputs[2]
+
+
+def test_a_stopped_run_goes_on(data, tmp_path):
+    class Stopped(Dummy):
+        def encode(self, text):
+            if len(list(read_rows(tmp_path))) == 5:
+                raise KeyboardInterrupt
+            return super().encode(text)
+
+    tasks = load(["gsm8k", "arc_challenge"], data)
+    with pytest.raises(KeyboardInterrupt):
+        ask(tmp_path, tasks, Stopped(), batch_size=3)
+    before = (tmp_path / "results.jsonl").read_text()
+    counts, rows = ask(tmp_path, tasks, Dummy(), batch_size=4)
+    assert (counts.done_before, counts.done, len(rows)) == (5, 31, 36)
+    assert (tmp_path / "results.jsonl").read_text().startswith(before)
+    assert len({row.key for row in rows}) == 36
+
+
+def test_questions_that_fail_are_recorded(data, tmp_path):
+    tasks, subject = load(["gsm8k"], data), Dummy()
+    lm = language_model(subject, 2048, 3)
+    answers = lm.generate_until
+
+    def generate_until(requests, **options):
+        if any(request.doc_id == 4 for request in requests):
+            raise RuntimeError("out of\nmemory")
+        return answers(requests, **options)
+
+    lm.generate_until = generate_until
+    counts = run(tasks, [PLAIN], subject, lm, start(tmp_path, tasks, subject), facts_of(subject, 0), batch_size=3)
+    assert (counts.done, counts.failed) == (5, 3)
+    errors = {row.example: row.error for row in read_rows(tmp_path) if row.error}
+    assert errors == {f"gsm8k-{i}": "RuntimeError: out of memory" for i in (3, 4, 5)}
+    assert ask(tmp_path, tasks, subject)[0].done == 3
+
+
+def test_files_become_what_the_hub_has(data):
+    folder = data / "short"
+    assert arc_challenge(folder).asked[0]["choices"] == {"text": ["1", "2"], "label": ["A", "B"]}
+    assert hellaswag(folder).shots is None
+    assert truthfulqa_mc2(folder).asked[0]["mc2_targets"] == {
+        "choices": ["No", "Not so", "Yes", "It is", "Of course"],
+        "labels": [1, 1, 0, 0, 0],
+    }
+    assert mmlu(folder, "anatomy").shots[1] == {
+        "question": "Which, in dev, is 1?",
+        "choices": ["1", "a", "b", "c"],
+        "answer": 0,
+        "subject": "anatomy",
+    }
+
+
+def test_other_forms_of_mmlu(tmp_path):
+    for part in ("dev", "test"):
+        path = tmp_path / "mmlu" / part / f"law_{part}.csv"
+        path.parent.mkdir(parents=True)
+        # U+0085 is no end of a line.
+        path.write_text("question,choice0,choice1,choice2,choice3,answer\nWhich\x85one?,a,b,c,d,3\n", encoding="utf-8")
+    [question] = mmlu(tmp_path, "law").asked
+    assert (question["question"], question["answer"]) == ("Which\x85one?", 3)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (None, "cannot read .*ARC-Challenge-Test.jsonl .No such file or directory.: --data-dir must hold it"),
+        (['{"id": 1}'], "ARC-Challenge-Test.jsonl holds something else than questions: KeyError 'question'"),
+        (["nonsense"], "ARC-Challenge-Test.jsonl holds something else than questions: JSONDecodeError"),
+        ([json.dumps(arc_line(0))] * 25, "arc_challenge asks with 25 solved examples, .* 25 questions to ask and 24"),
+    ],
+)
+def test_bad_data(tmp_path, lines, message):
+    if lines is not None:
+        (tmp_path / "short" / "arc").mkdir(parents=True)
+        (tmp_path / "short" / "arc" / "ARC-Challenge-Test.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=message):
+        load(["arc_challenge"], tmp_path)
+
+
+def test_a_hub_that_cannot_be_reached(monkeypatch):
+    import datasets
+
+    def load_dataset(**options):
+        raise ConnectionError("no\nroute")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(DataError, match=r"gsm8k cannot be loaded \(ConnectionError: no route\): name a folder"):
+        load(["gsm8k"])
