@@ -1,9 +1,11 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from transformers import DynamicCache
 
 import ropewalk
-from ropewalk.integrations.transformers.generation import PrefillCost, generate, prefill
+from ropewalk.integrations.transformers.generation import PrefillCost, generate, generate_batch, prefill
 from ropewalk.testing import tiny_model
 from ropewalk.testing.saved import tiny_tokenizer
 
@@ -30,8 +32,8 @@ def tokenizer():
     return tiny_tokenizer()
 
 
-def text(tokens=TOKENS):
-    return torch.randint(2, 90, (tokens,), generator=torch.Generator().manual_seed(1)).tolist()
+def text(tokens=TOKENS, seed=1):
+    return torch.randint(2, 90, (tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def one_shot(model, ids):
@@ -134,3 +136,34 @@ def test_cost_of_a_prefill():
     # Never below 0, whatever noise there is in the measurements.
     assert PrefillCost.fit([(1000, 2.0), (2000, 2.0)]).quadratic == 0
     assert PrefillCost.fit([(1000, 0.1), (2000, 2.0)]).linear == 0
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2-sliding", "gpt-neox"])
+@pytest.mark.parametrize("extend", [False, True])
+@pytest.mark.parametrize("chunk", [5, 2048])
+def test_prompts_side_by_side_answer_as_alone(name, extend, chunk, tokenizer):
+    """Of several lengths: chunks of some rows hold nothing but padding."""
+    prompts = [text(tokens, seed=tokens) for tokens in (3, TOKENS, 1, 24)]
+    model = tiny_model(name)
+    with ropewalk.extend(model, MAP) if extend else nullcontext():
+        together = generate_batch(model, tokenizer, prompts, max_new_tokens=NEW, chunk=chunk)
+        alone = [generate(model, tokenizer, prompt, max_new_tokens=NEW, chunk=chunk) for prompt in prompts]
+    assert [one.token_ids for one in together] == [one.token_ids for one in alone]
+    assert [one.text for one in together] == [one.text for one in alone]
+    assert [one.prompt_tokens for one in together] == [3, TOKENS, 1, 24]
+
+
+def test_rows_end_where_they_would_alone(tokenizer):
+    """By an end token, by `stop`, or by length: what a row is filled with afterwards is not its answer."""
+    model = tiny_model("llama")
+    prompts = [text(tokens, seed=tokens) for tokens in (30, 9, 17)]
+    [first, *others] = generate_batch(model, tokenizer, prompts, max_new_tokens=NEW)
+    model.generation_config.eos_token_id = first.token_ids[2]
+    stop = tokenizer.decode(others[0].token_ids[1:3])
+    together = generate_batch(model, tokenizer, prompts, max_new_tokens=NEW, stop=stop)
+    alone = [generate(model, tokenizer, prompt, max_new_tokens=NEW, stop=stop) for prompt in prompts]
+    assert [(one.text, one.ended) for one in together] == [(one.text, one.ended) for one in alone]
+    assert together[0].token_ids == first.token_ids[:3]
+    assert together[0].ended
+    assert stop not in together[1].text
+    assert together[1].ended

@@ -111,10 +111,12 @@ class Results:
         """
         self._rows = folder / (f"results-{process}.jsonl" if process else "results.jsonl")
         folder.mkdir(parents=True, exist_ok=True)
+        # Looked for first: another process that shares the run writes its rows after the configuration.
+        rows = sorted(folder.glob(_ROWS))
         path = folder / _CONFIG
         if path.exists():
             _check_same(read_config(folder), config, folder)
-        elif rows := sorted(folder.glob(_ROWS)):
+        elif rows:
             raise ResultsError(f"{folder} holds {rows[0].name} without a {_CONFIG}: name another folder")
         else:
             # Whole or not at all, whenever the process is killed.

@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import TypeVar
 
 from ropewalk.eval.methods import Method
 from ropewalk.eval.results import Config, Facts, Results, Row
 from ropewalk.eval.subjects import Subject, batches
 from ropewalk.eval.tasks.base import Example, Generation, Outcome, Scoring, Task
+
+T = TypeVar("T")
 
 # Called after each example with its row, and the examples done and to be done in all.
 OnRow = Callable[[Row, int, int], None]
@@ -25,8 +28,11 @@ class Share:
     index: int = 0
     count: int = 1
 
-    def of(self, examples: Sequence[Example]) -> list[Example]:
+    def of(self, examples: Sequence[T]) -> list[T]:
         return list(examples[self.index :: self.count])
+
+
+ALL = Share()
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def run(
     facts: Facts,
     limit: int | None = None,
     on_row: OnRow | None = None,
-    share: Share = Share(),
+    share: Share = ALL,
 ) -> Counts:
     """Asks every example under every method, the shortest first; one that fails is recorded, and the others go on.
 

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ropewalk.cli import model_options
 from ropewalk.cli.errors import UserError
+from ropewalk.cli.eval import processes
 from ropewalk.cli.model_options import (
     DeviceOption,
     DtypeOption,
@@ -28,7 +29,7 @@ from ropewalk.cli.model_options import (
 
 if TYPE_CHECKING:
     from ropewalk.eval.results import Row
-    from ropewalk.eval.runner import Counts
+    from ropewalk.eval.runner import Counts, Share
     from ropewalk.eval.subjects import Subject
     from ropewalk.eval.tasks import Task
 
@@ -52,6 +53,10 @@ LimitOption = Annotated[
 BatchSizeOption = Annotated[
     int, typer.Option(min=1, help="Prompts or passages that are asked together.", rich_help_panel=_RUN)
 ]
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes that share the examples. \\[default: one a GPU]", rich_help_panel=_RUN),
+]
 SeedOption = Annotated[int, typer.Option(help="Of everything random.", rich_help_panel=_RUN)]
 
 
@@ -64,6 +69,7 @@ class Run:
     limit: LimitOption = None
     seed: SeedOption = 0
     batch_size: BatchSizeOption = 1
+    processes: ProcessesOption = None
     model: ModelOption = None
     trained_window: TrainedWindowOption = None
     dtype: DtypeOption = "auto"
@@ -120,6 +126,7 @@ class Loading:
 
 
 def evaluate(task: Task, run: Run, loading: Loading) -> None:
+    """Runs a task, in this process or in several that share its examples."""
     from ropewalk.eval import methods as ways
     from ropewalk.eval import runner
     from ropewalk.eval.results import Results, ResultsError
@@ -128,29 +135,53 @@ def evaluate(task: Task, run: Run, loading: Loading) -> None:
     try:
         for text in texts:  # a mistyped one is found before the model is loaded
             ways.parse(text, 1, 8192)
-        with model_options.running(loading.verbose):
+        with sharing(run) as share, model_options.running(loading.verbose):
             subject, window = loading()
             chosen = [ways.parse(text, task.longest, window) for text in dict.fromkeys(texts)]
             config = runner.config_of(task, chosen, subject, run.seed)
-            results = Results(run.output, config)
+            results = Results(run.output, config, share.index)
             facts = runner.facts_of(subject, run.seed)
-            with progress(sum(1 for _ in task.examples()) * len(chosen)) as on_row:
-                counts = runner.run(task, chosen, subject, results, facts, run.limit, on_row)
+            with progress(share) as on_row:
+                counts = runner.run(task, chosen, subject, results, facts, run.limit, on_row, share)
     except (ResultsError, ValueError) as error:
         raise UserError(str(error)) from error
-    say(counts, run.output)
-
-
-def say(counts: Counts, output: Path) -> None:
-    before = f"{counts.done_before} were there already, " if counts.done_before else ""
-    failed = f", {counts.failed} failed (run the same again to try those)" if counts.failed else ""
-    print(f"{before}{counts.done} examples done{failed}: {output}")
+    say(counts, run.output, share)
 
 
 @contextmanager
-def progress(total: int) -> Iterator[Callable[[Row, int, int], None]]:
-    """A bar with the time left on a terminal, a line for each tenth elsewhere; both on stderr."""
-    console = Console(file=sys.stderr)
+def sharing(run: Run) -> Iterator[Share]:
+    """What this process does of the run. Where several are wanted, they are started instead, and the command ends.
+
+    Raises:
+        Exit: the processes have ended.
+    """
+    from ropewalk.eval.runner import ALL
+
+    share = processes.share()
+    if share is None:
+        count = processes.wanted(run.processes, "cpu" if run.model == "dummy" else run.device)
+        if count > 1:
+            raise typer.Exit(processes.launch(count))
+    else:
+        processes.take_device()
+    yield share or ALL
+
+
+def say(counts: Counts, output: Path, share: Share) -> None:
+    before = f"{counts.done_before} were there already, " if counts.done_before else ""
+    failed = f", {counts.failed} failed (run the same again to try those)" if counts.failed else ""
+    print(f"{_place(share)}{before}{counts.done} examples done{failed}: {output}")
+
+
+def _place(share: Share) -> str:
+    return f"process {share.index + 1} of {share.count}: " if share.count > 1 else ""
+
+
+@contextmanager
+def progress(share: Share) -> Iterator[Callable[[Row, int, int], None]]:
+    """A bar with the time left on a terminal, a line for each tenth elsewhere; both on stderr. Of several processes,
+    the first's."""
+    console = Console(file=sys.stderr, quiet=share.index > 0)
     if not console.is_terminal:
         printed = 0
 
@@ -158,14 +189,18 @@ def progress(total: int) -> Iterator[Callable[[Row, int, int], None]]:
             nonlocal printed
             if 10 * done // total > printed or done == total:
                 printed = 10 * done // total
-                console.print(f"{done} of {total} examples, {row.method}", soft_wrap=True, highlight=False)
+                console.print(
+                    f"{_place(share)}{done} of {total} examples, {row.method}", soft_wrap=True, highlight=False
+                )
 
         yield line
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("starting", total=total)
-        yield lambda row, done, total: bar.update(task, completed=done, total=total, description=row.method)
+        task = bar.add_task("starting", total=None)
+        yield lambda row, done, total: bar.update(
+            task, completed=done, total=total, description=_place(share) + row.method
+        )
 
 
 def settings_of(kind: type[Any], **values: Any) -> Any:

@@ -11,7 +11,7 @@ import typer
 
 from ropewalk.cli import model_options
 from ropewalk.cli.errors import UserError
-from ropewalk.cli.eval.run import Run, progress, say, with_run_options
+from ropewalk.cli.eval.run import Run, progress, say, sharing, with_run_options
 
 if TYPE_CHECKING:
     from ropewalk.eval.tasks.short import HarnessTask
@@ -47,7 +47,7 @@ def short(
     try:
         for text in texts:  # a mistyped one is found before anything is loaded
             ways.parse(text, 1, 8192)
-        with model_options.running(loading.verbose):
+        with sharing(run) as share, model_options.running(loading.verbose):
             loaded = task.load(names, data_dir)
             _say_shots(loaded)
             subject, window = loading()
@@ -61,10 +61,10 @@ def short(
                 model_hash=subject.weights_hash,
                 seed=run.seed,
             )
-            results = Results(run.output, config)
+            results = Results(run.output, config, share.index)
             facts = runner.facts_of(subject, run.seed)
             facts = facts.model_copy(update={"versions": facts.versions | task.versions()})
-            with progress(sum(one.questions for one in loaded) * len(chosen)) as on_row:
+            with progress(share) as on_row:
                 counts = task.run(
                     loaded,
                     chosen,
@@ -75,10 +75,11 @@ def short(
                     limit=run.limit,
                     batch_size=run.batch_size,
                     on_row=on_row,
+                    share=share,
                 )
     except (ResultsError, ValueError, ImportError) as error:
         raise UserError(str(error)) from error
-    say(counts, run.output)
+    say(counts, run.output, share)
 
 
 def _say_shots(tasks: Sequence[HarnessTask]) -> None:

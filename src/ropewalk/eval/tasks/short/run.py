@@ -11,7 +11,7 @@ from typing import Any
 from ropewalk.eval.infinite import Infinite
 from ropewalk.eval.methods import Method
 from ropewalk.eval.results import Facts, Results, Row
-from ropewalk.eval.runner import Counts, OnRow
+from ropewalk.eval.runner import ALL, Counts, OnRow, Share
 from ropewalk.eval.subjects import Subject
 from ropewalk.eval.tasks.short.harness import HarnessTask
 
@@ -33,19 +33,21 @@ def run(
     limit: int | None = None,
     batch_size: int = 1,
     on_row: OnRow | None = None,
+    share: Share = ALL,
 ) -> Counts:
     """Asks every question under every method.
 
     Args:
         language_model: the subject, for lm-eval.
         limit: questions of each task, its first ones; None for all.
+        share: of the questions, that this process asks.
         batch_size: questions that are asked together, and lost together if the process is killed.
 
     Raises:
         UnsupportedModelError: a method does not take the model.
         ValueError: a method changes what is asked, and not the model.
     """
-    questions = [(task, _questions(task, limit, facts.seed)) for task in tasks]
+    questions = [(task, share.of(_questions(task, limit, facts.seed))) for task in tasks]
     names = [name for _, asked in questions for name, _ in asked]
     for method in methods:
         if isinstance(method.change, Infinite):

@@ -1,0 +1,8 @@
+"""`python -m ropewalk`: the `ropewalk` command."""
+
+from __future__ import annotations
+
+from ropewalk.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ropewalk.eval.results import read_rows
+
+SMALL = ["eval", "passkey", "--model", "dummy", "--lengths", "200,1k", "--depths", "3", "--samples", "2"]
+
+
+def start(*arguments):
+    command = [sys.executable, "-m", "ropewalk", *map(str, arguments)]
+    # A session of its own, as a shell gives a command: Ctrl-C reaches all its processes.
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def run(*arguments):
+    process = start(*arguments)
+    out, errors = process.communicate(timeout=120)
+    return process.returncode, out, errors
+
+
+def scores(folder):
+    return {row.key: row.scores for row in read_rows(folder)}
+
+
+def test_two_processes_share_what_one_does(tmp_path):
+    code, out, _ = run(*SMALL, "-o", tmp_path / "two", "--processes", 2)
+    assert code == 0
+    assert sorted(out.splitlines()) == [f"process {i} of 2: 12 examples done: {tmp_path / 'two'}" for i in (1, 2)]
+    files = sorted(path.name for path in (tmp_path / "two").iterdir())
+    assert files == ["config.json", "results-1.jsonl", "results.jsonl"]
+    assert all(len((tmp_path / "two" / name).read_text().splitlines()) == 12 for name in files[1:])
+    code, out, _ = run(*SMALL, "-o", tmp_path / "one", "--processes", 1)
+    assert out == f"24 examples done: {tmp_path / 'one'}\n"
+    assert scores(tmp_path / "one") == scores(tmp_path / "two")
+    # Of another number of processes, one goes on where the others were.
+    assert run(*SMALL, "-o", tmp_path / "two", "--processes", 1)[1].startswith("24 were there already, 0 examples done")
+
+
+def test_an_error_is_told_once(tmp_path):
+    assert run(*SMALL, "-o", tmp_path)[0] == 0
+    code, out, errors = run(*SMALL, "-o", tmp_path, "--seed", 1, "--processes", 2)
+    assert (code, out) == (2, "")
+    assert errors.count("was started with settings") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("how", ["the first is killed", "the second is killed", "Ctrl-C"])
+def test_a_stopped_run_goes_on(tmp_path, how):
+    longer = [*SMALL, "--samples", 300, "-o", tmp_path, "--processes", 2]
+    process = start(*longer)
+    deadline = time.monotonic() + 100
+    while not all((tmp_path / name).exists() for name in ("results.jsonl", "results-1.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    if how == "Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        rank = "0" if how == "the first is killed" else "1"
+        [worker] = [pid for pid in children(process.pid) if environment(pid).get("RANK") == rank]
+        os.kill(worker, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert not children(process.pid)
+    before = scores(tmp_path)
+    assert 0 < len(before) < 3600
+    code, _, errors = run(*longer)
+    assert code == 0, errors
+    after = scores(tmp_path)
+    assert len(after) == 3600
+    assert before.items() <= after.items()
+    lines = [line for path in tmp_path.glob("*.jsonl") for line in path.read_text().splitlines()]
+    assert len(lines) == 3600, "an example was asked twice"
+
+
+def children(pid):
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
+
+
+def environment(pid):
+    with open(f"/proc/{pid}/environ", encoding="utf-8") as file:  # noqa: PTH123
+        return dict(entry.split("=", 1) for entry in file.read().split("\0") if "=" in entry)
