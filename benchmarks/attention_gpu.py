@@ -399,7 +399,7 @@ def main(
     device: Annotated[str, typer.Option(help="cuda, or cpu to try the command out.")] = "cuda",
     tiny: Annotated[bool, typer.Option("--tiny", help="Tiny cases, to try the command out.")] = False,
     output: Annotated[Path | None, typer.Option(help="Rows are added to this file, as JSON lines.")] = None,
-    commit: Annotated[str, typer.Option(help=f"Of the rows; else {rows.COMMIT_VARIABLE}, else the checkout's.")] = "",
+    commit: Annotated[str, typer.Option(help="Of the rows; else ROPEWALK_COMMIT, else the checkout's.")] = "",
     list_: Annotated[bool, typer.Option("--list", help="Names the cases and ends.")] = False,
     plot: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Measures nothing: draws a file of rows as a picture.")

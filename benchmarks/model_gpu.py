@@ -312,7 +312,7 @@ def main(
     dtype: Annotated[str, typer.Option()] = "bfloat16",
     device: Annotated[str, typer.Option()] = "cuda",
     output: Annotated[Path | None, typer.Option(help="Rows are added to this file, as JSON lines.")] = None,
-    commit: Annotated[str, typer.Option(help=f"Of the rows; else {rows.COMMIT_VARIABLE}, else the checkout's.")] = "",
+    commit: Annotated[str, typer.Option(help="Of the rows; else ROPEWALK_COMMIT, else the checkout's.")] = "",
 ) -> None:
     """Times a whole model, extended and unmodified."""
     place = torch.device(device)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,12 +18,11 @@ import torch
 from rich.table import Table
 
 import ropewalk
+from ropewalk.eval.commit import commit_of
 
 # plain: attention at true positions, what the map is compared with. composition: the map put together from plain
 # kernels, as one would without this package. ropewalk: ours.
 Kind = Literal["plain", "composition", "ropewalk"]
-
-COMMIT_VARIABLE = "ROPEWALK_COMMIT"
 
 
 @dataclass(frozen=True)
@@ -250,31 +247,11 @@ def facts(device: torch.device, given_commit: str = "") -> Facts:
         flash_attn=_version("flash-attn"),
         transformers=_version("transformers"),
         ropewalk=ropewalk.__version__,
-        commit=given_commit or commit(),
+        commit=given_commit or commit_of(Path(__file__), "*.py", "../src") or "unknown",
         # Of a path of this machine the name alone: the rest says nothing elsewhere.
         command=" ".join(["python", *(Path(word).name if Path(word).is_absolute() else word for word in sys.argv)]),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def commit() -> str:
-    """The commit in use, "+" where the package was changed since; from the environment where that names one, for a copy
-    may lie in another checkout."""
-    if named := os.environ.get(COMMIT_VARIABLE):
-        return named
-    here = Path(__file__).parent
-    head = _git(here, "rev-parse", "--short", "HEAD")
-    if not head:
-        return "unknown"
-    return head + ("+" if _git(here.parent, "status", "--porcelain", "--", "src", "benchmarks/*.py") else "")
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def processor() -> str:

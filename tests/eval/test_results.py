@@ -89,3 +89,13 @@ def test_what_cannot_be_read(tmp_path):
     (tmp_path / "results.jsonl").write_text('{"task": 3}\n')
     with pytest.raises(ResultsError, match=r"results.jsonl, line 1, is no row: task"):
         list(read_rows(tmp_path))
+
+
+@pytest.mark.parametrize("failed_in", [0, 1])
+def test_an_example_that_another_process_did_in_the_end(tmp_path, failed_in):
+    """Whichever file is read first."""
+    Results(tmp_path, CONFIG, process=failed_in).add(row("a", "killed"))
+    assert Results(tmp_path, CONFIG).done == set()
+    Results(tmp_path, CONFIG, process=1 - failed_in).add(row("a", exact_match=1.0))
+    assert [one.scores for one in read_rows(tmp_path)] == [{"exact_match": 1.0}]
+    assert Results(tmp_path, CONFIG).done == {("unmodified", "a")}

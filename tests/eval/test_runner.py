@@ -1,8 +1,10 @@
+import json
+
 import pytest
 
 from ropewalk.eval.methods import Method
 from ropewalk.eval.results import Results, read_rows
-from ropewalk.eval.runner import config_of, facts_of, outcomes_of, run, spread
+from ropewalk.eval.runner import Share, config_of, facts_of, outcomes_of, run, spread
 from ropewalk.eval.subjects import Dummy
 from ropewalk.eval.tasks.passkey import Passkey, PasskeySettings
 
@@ -124,3 +126,62 @@ def test_the_place_is_drawn_from_the_span(depth):
     assert len(set(places)) > 3
     # A line of filler is 19 words, the beginning and the question about 30 more.
     assert all(low - 60 <= place <= low + 460 for place in places), places
+
+
+class Counting(Dummy):
+    """Remembers how many prompts it was asked at a time, and fails on those of some lengths."""
+
+    def __init__(self, batch_size, fails=lambda tokens: False):
+        super().__init__(batch_size=batch_size)
+        self.__dict__.update(asked=[], fails=fails)
+
+    def answers(self, prompts):
+        self.asked.append(len(prompts))
+        if any(self.fails(len(prompt.token_ids)) for prompt in prompts):
+            raise RuntimeError("out of memory")
+        return [str(len(prompt.token_ids)) for prompt in prompts]
+
+
+def test_a_batch_has_the_rows_of_its_examples(tmp_path):
+    alone, together = Counting(1), Counting(3)
+    for subject, folder in ((alone, "alone"), (together, "together")):
+        one, results, facts = start(tmp_path / folder, subject)
+        run(one, METHODS, subject, results, facts)
+    assert alone.asked == [1] * 16
+    assert together.asked == [3, 3, 2] * 2
+
+    def facts_aside(folder):
+        return [row.model_copy(update={"facts": None, "seconds": 0}) for row in read_rows(tmp_path / folder)]
+
+    assert facts_aside("together") == facts_aside("alone")
+    assert {row.facts.batch_size for row in read_rows(tmp_path / "together")} == {3}
+
+
+def test_a_batch_that_fails_is_asked_one_by_one(tmp_path):
+    subject = Counting(8, fails=lambda tokens: tokens > 200)
+    one, results, facts = start(tmp_path, subject)
+    counts = run(one, METHODS, subject, results, facts)
+    assert (counts.done, counts.failed) == (8, 8)
+    assert subject.asked == [8, *[1] * 8] * 2
+    errors = {row.cell["length"]: row.error for row in read_rows(tmp_path)}
+    assert errors == {100: None, 300: "RuntimeError: out of memory"}
+
+
+def test_shares_are_all_and_each_has_all_lengths(tmp_path):
+    subject = Dummy()
+    for index in range(3):
+        one, _, facts = start(tmp_path, subject)
+        results = Results(tmp_path, config_of(one, METHODS, subject, 0), process=index)
+        run(one, METHODS, subject, results, facts, share=Share(index, 3))
+    rows = list(read_rows(tmp_path))
+    assert len({row.key for row in rows}) == len(rows) == 16
+    for name in ("results.jsonl", "results-1.jsonl", "results-2.jsonl"):
+        lines = (tmp_path / name).read_text().splitlines()
+        assert {100, 300} == {json.loads(line)["cell"]["length"] for line in lines}
+
+
+def test_the_commit_can_be_named(monkeypatch):
+    monkeypatch.setenv("ROPEWALK_COMMIT", "abc1234")
+    assert facts_of(Dummy(), 0).commit == "abc1234"
+    monkeypatch.delenv("ROPEWALK_COMMIT")
+    assert facts_of(Dummy(), 0).commit != "abc1234"

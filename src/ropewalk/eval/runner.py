@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gc
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TypeVar
 
+from ropewalk.eval.commit import commit_of
 from ropewalk.eval.methods import Method
 from ropewalk.eval.results import Config, Facts, Results, Row
 from ropewalk.eval.subjects import Subject, batches
@@ -67,26 +67,9 @@ def facts_of(subject: Subject, seed: int) -> Facts:
         device=subject.device,
         batch_size=subject.batch_size,
         seed=seed,
-        commit=_commit(),
+        commit=commit_of(Path(__file__), "../.."),
         versions=versions(),
     )
-
-
-def _commit() -> str:
-    """Of the checkout that this package runs from, "+" where it was changed since; empty if there is none."""
-    here = Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> str:
-        try:
-            done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=False)
-        except OSError:
-            return ""
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    # An environment's folder may lie in somebody else's checkout.
-    if not git("ls-files", "--error-unmatch", Path(__file__).name):
-        return ""
-    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", "../..") else "")
 
 
 def run(
