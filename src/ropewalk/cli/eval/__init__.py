@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from ropewalk.cli.eval.longbench import longbench
 from ropewalk.cli.eval.passkey import passkey, passkey_length
 from ropewalk.cli.eval.perplexity import perplexity
 from ropewalk.cli.eval.short import short
@@ -13,3 +14,4 @@ app.command("passkey")(passkey)
 app.command("passkey-length")(passkey_length)
 app.command("perplexity")(perplexity)
 app.command("short")(short)
+app.command("longbench")(longbench)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, Scoring, Settings, Task
+from ropewalk.eval.tasks.longbench import LongBench
 from ropewalk.eval.tasks.passkey import Passkey
 from ropewalk.eval.tasks.passkey_length import PasskeyLength
 from ropewalk.eval.tasks.perplexity import Perplexity
@@ -11,12 +12,14 @@ TASKS: dict[str, type[Task]] = {
     "passkey": Passkey,
     "passkey-length": PasskeyLength,
     "perplexity": Perplexity,
+    "longbench": LongBench,
 }
 
 __all__ = [
     "TASKS",
     "Example",
     "Generation",
+    "LongBench",
     "Metric",
     "Outcome",
     "Passkey",

@@ -1,0 +1,286 @@
+import hashlib
+import json
+import re
+import sys
+import zipfile
+from types import SimpleNamespace
+
+import pytest
+from pydantic import ValidationError
+
+from ropewalk.eval.runner import outcomes_of
+from ropewalk.eval.subjects import Dummy
+from ropewalk.eval.tasks.base import Example
+from ropewalk.eval.tasks.longbench import KINDS, LongBench, LongBenchError, LongBenchSettings, shortened
+from ropewalk.eval.tasks.longbench.metrics import score
+
+CLASSES = ["Food", "City", "City hall", "Date"]
+
+
+def example(context="A lamp is lit. " * 40, input="What is lit?", answers=("A lamp",), **more):
+    return {"context": context, "input": input, "answers": list(answers), "_id": "x", "length": 9, **more}
+
+
+def write(folder, **tasks):
+    folder.mkdir(parents=True, exist_ok=True)
+    for task, examples in tasks.items():
+        lines = [json.dumps(one, ensure_ascii=False) for one in examples]
+        (folder / f"{task}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    write(
+        tmp_path / "longbench" / "full",
+        qasper=[example(), example(answers=("unanswerable", "none"), input="Who {lit} it?")],
+        trec=[example(answers=("City hall",), all_classes=CLASSES)],
+        samsum=[example(answers=("Ann is late.",))],
+        lcc=[example(context="x = {1: 2}\n", input="", answers=("y = 1",))],
+    )
+    write(tmp_path / "longbench" / "minilongbench", qasper=[example(context="short")])
+    return tmp_path
+
+
+class Recording(Dummy):
+    """Tokens are the places of words; remembers what was asked as a chat."""
+
+    def __init__(self, special=0):
+        super().__init__()
+        self.__dict__.update(special=special, words=[], texts=[])
+
+    def encode(self, text, chat=False):
+        self.texts.append((text, chat))
+        self.words[:] = text.split(" ")
+        return [-1] * self.special + list(range(len(self.words)))
+
+    def decode(self, token_ids):
+        return " ".join(self.words[token] for token in token_ids if token >= 0)
+
+
+def task(data_dir=None, **settings):
+    return LongBench(LongBenchSettings(**{"tasks": ("qasper",), **settings}), data_dir)
+
+
+def test_the_tasks_of_table_2():
+    assert list(KINDS) == [
+        "narrativeqa", "qasper", "multifieldqa_en", "hotpotqa", "2wikimqa", "musique", "gov_report", "qmsum",
+        "multi_news", "trec", "triviaqa", "samsum", "passage_count", "passage_retrieval_en", "lcc", "repobench-p",
+    ]  # fmt: skip
+    assert LongBenchSettings().tasks == tuple(KINDS)
+    for kind in KINDS.values():
+        assert re.findall(r"{(.*?)}", kind.prompt) in (["context"], ["context", "input"])
+    assert {name: kind.new_tokens for name, kind in KINDS.items() if kind.new_tokens >= 128} == {
+        "narrativeqa": 128, "qasper": 128, "samsum": 128, "gov_report": 512, "qmsum": 512, "multi_news": 512,
+    }  # fmt: skip
+
+
+def test_examples(data_dir):
+    one = task(data_dir, tasks=("trec", "qasper", "trec"), length=100)
+    assert one.settings.tasks == ("qasper", "trec")
+    assert list(one.examples()) == [
+        Example("qasper-0", 100, {"task": "qasper"}),
+        Example("qasper-1", 100, {"task": "qasper"}),
+        Example("trec-0", 100, {"task": "trec"}),
+    ]
+    assert next(iter(task(data_dir, subset="mini").examples())).tokens == len("short" + "What is lit?") // 4
+
+
+def test_what_identifies_a_run(data_dir):
+    one = task(data_dir, tasks=("trec", "qasper"))
+    folder = data_dir / "longbench" / "full"
+    both = (folder / "qasper.jsonl").read_bytes() + (folder / "trec.jsonl").read_bytes()
+    assert one.settings.sha256 == hashlib.sha256(both).hexdigest()
+    assert str(data_dir) not in one.settings.model_dump_json()
+    assert task(data_dir, subset="mini").settings.sha256 != task(data_dir).settings.sha256
+
+
+@pytest.mark.parametrize(("tasks", "chat", "longest"), [(("qasper", "lcc"), True, 356), (("lcc",), False, 164)])
+def test_longest(data_dir, tasks, chat, longest):
+    assert task(data_dir, tasks=tasks, chat=chat, length=100).longest == longest
+
+
+@pytest.mark.parametrize(
+    ("name", "chat", "asked_as_chat"), [("qasper", True, True), ("qasper", False, False), ("trec", True, False)]
+)
+def test_the_prompt(data_dir, name, chat, asked_as_chat):
+    subject = Recording()
+    [first, *_] = (one := task(data_dir, tasks=(name,), chat=chat)).examples()
+    generation = one.prepare(first, subject)
+    text, was_chat = subject.texts[-1]
+    assert was_chat is asked_as_chat
+    assert text == KINDS[name].prompt.replace("{context}", "A lamp is lit. " * 40).replace("{input}", "What is lit?")
+    assert list(generation.prompt.token_ids) == list(range(len(text.split(" "))))
+    assert (generation.prompt.new_tokens, generation.prompt.stop) == (KINDS[name].new_tokens, None)
+    assert generation.outcome("x").prompt_tokens == len(generation.prompt.token_ids)
+
+
+def test_braces_in_a_text_are_no_places(data_dir):
+    subject = Recording()
+    for name in ("lcc", "qasper"):
+        *_, last = (one := task(data_dir, tasks=(name,))).examples()
+        one.prepare(last, subject)
+    assert any("x = {1: 2}\n" in text for text, _ in subject.texts)
+    assert any("Who {lit} it?" in text for text, _ in subject.texts)
+
+
+@pytest.mark.parametrize(
+    ("length", "left"),
+    [(10, "0 1 2 3 4 5 6 7 8"), (9, "0 1 25 6 7 8"), (8, "0 1 25 6 7 8"), (7, "0 16 7 8"), (2, "8")],
+)
+def test_the_middle_is_left_out(length, left):
+    """Of ten tokens; the first is special: it counts, and is not in the text."""
+    assert shortened("0 1 2 3 4 5 6 7 8", length, Recording(special=1)) == left
+
+
+def test_a_long_prompt_keeps_its_ends(data_dir):
+    subject = Recording()
+    [first, *_] = (one := task(data_dir, length=40)).examples()
+    generation = one.prepare(first, subject)
+    text, was_chat = subject.texts[-1]
+    # The two words on both sides of the cut become one.
+    assert len(generation.prompt.token_ids) == 39
+    assert was_chat
+    assert text.startswith("You are given a scientific article")
+    assert text.endswith("Question: What is lit?\n\nAnswer:")
+    assert "lamp" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "references", "worth"),
+    [
+        # Words without articles, punctuation and case.
+        ("qasper", "The LAMP!", ["a lamp"], 1),
+        ("qasper", "the lamp is lit", ["a lamp"], 2 * 1 / (3 + 1)),
+        ("qasper", "lamp lamp", ["lamp"], 2 * 1 / (2 + 1)),
+        ("qasper", "a lamp", ["nobody", "the lamp there", "lamp post lamp"], 2 / 3),
+        ("qasper", "", ["lamp"], 0),
+        ("hotpotqa", "yes\nI am sure", ["yes"], 2 * 1 / (4 + 1)),
+        # One line alone is read.
+        ("triviaqa", "\n\nyes\nI am sure", ["yes"], 1),
+        # By a class each, but for classes that are a part of the right one.
+        ("trec", "City hall", ["City hall"], 1),
+        ("trec", "City hall or Food", ["City hall"], 0.5),
+        ("trec", "City hall", ["City"], 0.5),
+        ("trec", "\nFood\nQuestion: which Date?", ["Food"], 1),
+        ("trec", "food", ["Food"], 0),
+        ("passage_count", "12, no: 13 of 12", ["12"], 2 / 3),
+        ("passage_count", "twelve", ["12"], 0),
+        ("passage_retrieval_en", "Paragraph 3", ["Paragraph 3"], 1),
+        ("passage_retrieval_en", "13 and 3", ["Paragraph 3"], 0.5),
+        # The first line that looks like code.
+        ("lcc", "```\n# so\n// or\nx = 1\nx = 2", ["x = 1"], 1),
+        ("lcc", "\nabcd", ["abxy"], 0.5),
+        ("lcc", "abc", ["abd"], 0.67),
+        ("repobench-p", "# nothing", ["x"], 0),
+    ],
+)
+def test_what_an_answer_is_worth(name, answer, references, worth):
+    assert score(name, answer, references, CLASSES) == pytest.approx(worth)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "worth"),
+    [
+        # Each word once, whichever sentence it stands in: 3 of 4 given, 3 of 3 wanted.
+        ("gov_report", "the cat sat. the cat ran", 2 * 0.75 / 1.75),
+        ("gov_report", "ran cat the", 1 / 3),
+        ("gov_report", "The cat ran", 2 / 3),
+        ("gov_report", "no.\nthe cat ran", 6 / 7),
+        ("samsum", "no.\nthe cat ran", 0),
+        ("qmsum", "", 0),
+        ("multi_news", "...", 0),
+    ],
+)
+def test_what_a_summary_is_worth(name, answer, worth):
+    assert score(name, answer, ["the cat ran"]) == pytest.approx(worth, abs=1e-6)
+
+
+def test_outcomes(data_dir):
+    subject = Dummy(lambda token_ids: "None, or a lamp")
+    one = task(data_dir)
+    outcomes = outcomes_of(one, list(one.examples()), subject)
+    assert [outcome.scores["score"] for outcome in outcomes] == [0.5, 0.5]
+    assert [outcome.target for outcome in outcomes] == ["A lamp", "unanswerable | none"]
+    assert outcomes[0].output == "None, or a lamp"
+
+
+def test_without_rouge(data_dir, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rouge", None)
+    assert list(task(data_dir).examples())
+    with pytest.raises(LongBenchError, match=r"summaries are scored with rouge: pip install 'ropewalk\[eval\]'"):
+        task(data_dir, tasks=("qasper", "samsum"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tasks": ("qaspr",)}, "LongBench has no task 'qaspr' here; it has narrativeqa, qasper"),
+        ({"tasks": ()}, "at least 1 item"),
+        ({"length": 1}, "greater than or equal to 2"),
+        ({"subset": "small"}, "'full' or 'mini'"),
+    ],
+)
+def test_settings_that_do_not_fit(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        task(**settings)
+
+
+def test_a_file_that_is_not_there(data_dir):
+    with pytest.raises(LongBenchError, match=r"no .*minilongbench.trec\.jsonl: --data-dir must hold this subset as"):
+        task(data_dir, tasks=("trec",), subset="mini")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (json.dumps(example(answers=())), r"qasper\.jsonl, line 2, is no example of LongBench: answers: .* at least 1"),
+        ('{"context": "x"}', "line 2, is no example of LongBench: input: Field required"),
+        ("", "line 2, is no example of LongBench: Invalid JSON"),
+    ],
+)
+def test_a_line_that_is_no_example(tmp_path, line, message):
+    folder = tmp_path / "longbench" / "full"
+    folder.mkdir(parents=True)
+    lines = [json.dumps(example()), line, json.dumps(example())]
+    (folder / "qasper.jsonl").write_text("\n".join(lines))
+    with pytest.raises(LongBenchError, match=message):
+        task(tmp_path)
+
+
+def test_texts_hold_other_ends_of_lines(tmp_path):
+    write(tmp_path / "longbench" / "full", qasper=[example(context="one\u2028two\x85three\r\nfour")])
+    assert len(list(task(tmp_path).examples())) == 1
+
+
+def hub(monkeypatch, download):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=download))
+
+
+@pytest.mark.parametrize(
+    ("subset", "repository", "folder"),
+    [("full", "THUDM/LongBench", "full"), ("mini", "linggm/MiniLongBench", "minilongbench")],
+)
+def test_from_the_hub(data_dir, monkeypatch, subset, repository, folder):
+    source = data_dir / "longbench" / folder / "qasper.jsonl"
+
+    def download(name, file, repo_type):
+        assert (name, file, repo_type) == (repository, "data.zip", "dataset")
+        with zipfile.ZipFile(data_dir / file, "w") as archive:
+            archive.write(source, "data/qasper.jsonl")
+            archive.writestr("data/qasper_e.jsonl", "another")
+            archive.writestr("__MACOSX/data/._qasper.jsonl", "no text")
+        return data_dir / file
+
+    hub(monkeypatch, download)
+    assert task(subset=subset).settings == task(data_dir, subset=subset).settings
+    with pytest.raises(LongBenchError, match=rf"data.zip of {repository} holds no trec.jsonl"):
+        task(tasks=("trec",), subset=subset)
+
+
+def test_no_hub(monkeypatch):
+    def download(name, file, repo_type):
+        raise ConnectionError("no\nroute")
+
+    hub(monkeypatch, download)
+    with pytest.raises(LongBenchError, match=r"\(ConnectionError: no route\): name a folder .* --data-dir"):
+        task()
