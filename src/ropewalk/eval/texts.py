@@ -64,7 +64,7 @@ def _pg19_from_hub() -> list[Text]:
     try:
         datasets: Any = import_module("datasets")
     except ImportError as error:
-        raise TextsError(f"pg19 is loaded from the hub with datasets: pip install datasets, {otherwise}") from error
+        raise TextsError(f"pg19 is loaded from the hub with datasets: pip install 'ropewalk[eval]', {otherwise}") from error
     try:
         rows = datasets.load_dataset(_HUB, split="test")
         return [Text(row["url"].rstrip("/").rpartition("/")[2], row["text"]) for row in rows]
