@@ -51,7 +51,7 @@ def test_no_hub(monkeypatch):
 
 def test_no_datasets(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(TextsError, match=r"pip install datasets, name a folder .* by --data-dir"):
+    with pytest.raises(TextsError, match=r"pip install 'ropewalk\[eval\]', name a folder .* by --data-dir"):
         texts("pg19")
 
 
