@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from ropewalk.data import alice
-from ropewalk.eval.texts import Text, TextsError, texts
+from ropewalk.eval.texts import Text, TextsError, sha256, texts
 
 
 def hub(monkeypatch, load_dataset):
@@ -57,6 +57,34 @@ def test_no_datasets(monkeypatch):
 
 def test_no_such_texts():
     with pytest.raises(
-        TextsError, match=r"no text is called 'pg-19'\. Did you mean 'pg19'\? The texts are alice, pg19"
+        TextsError, match=r"no text is called 'pg-19'\. Did you mean 'pg19'\? The texts are alice, pg19, essays"
     ):
         texts("pg-19")
+
+
+def test_essays_from_a_folder(tmp_path):
+    folder = tmp_path / "needle" / "PaulGrahamEssays"
+    folder.mkdir(parents=True)
+    (folder / "gap.txt").write_text("Mind it.")
+    assert texts("essays", tmp_path) == [Text("gap", "Mind it.")]
+
+
+def test_essays_from_the_hub(monkeypatch):
+    def load_dataset(name, split):
+        assert (name, split) == ("baber/paul_graham_essays", "train")
+        return [{"text": "first"}, {"text": "second"}]
+
+    hub(monkeypatch, load_dataset)
+    assert texts("essays") == [Text("000", "first"), Text("001", "second")]
+
+
+def test_no_hub_for_essays(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(TextsError, match=r"essays is loaded from .* needle/PaulGrahamEssays/\*\.txt by --data-dir"):
+        texts("essays")
+
+
+def test_hash_of_texts():
+    one, other = Text("a", "bc"), Text("ab", "c")
+    assert sha256([one, other]) == sha256([other, one])
+    assert len({sha256([one]), sha256([other]), sha256([one, other]), sha256([one, one])}) == 4

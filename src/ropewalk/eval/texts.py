@@ -1,12 +1,14 @@
-"""Long texts in the public domain, by name.
+"""Long texts, by name.
 
 alice   "Alice's Adventures in Wonderland", which comes with the package
 pg19    the test books of PG19 (Rae et al., arXiv 1911.05507), from a folder or from the hub
+essays  Paul Graham's, from a folder or from the hub; they are his, and not in the public domain
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -15,7 +17,8 @@ from typing import Any
 
 from ropewalk.data import alice
 
-_HUB = "emozilla/pg19-test"
+# Row by row, a name for the text and the text.
+_Read = Callable[[int, Mapping[str, Any]], tuple[str, str]]
 
 
 class TextsError(ValueError):
@@ -47,34 +50,76 @@ def texts(name: str, data_dir: Path | None = None) -> list[Text]:
     return sorted(_SETS[name](data_dir), key=lambda text: text.name)
 
 
-def _pg19(data_dir: Path | None) -> list[Text]:
-    """The books, named by their numbers at Project Gutenberg."""
-    return _pg19_from_hub() if data_dir is None else _pg19_from_folder(data_dir / "pg19" / "test_books")
+def sha256(texts: Iterable[Text]) -> str:
+    """What tells these texts from others, in whatever order they are."""
+    digest = hashlib.sha256()
+    for text in sorted(texts, key=lambda text: text.name):
+        digest.update(f"{text.name} {len(text.text)} {text.text}".encode())
+    return digest.hexdigest()
 
 
-def _pg19_from_folder(folder: Path) -> list[Text]:
-    books = [Text(path.stem, path.read_text(encoding="utf-8")) for path in folder.glob("*.txt")]
-    if not books:
-        raise TextsError(f"{folder} holds no books: --data-dir must hold them as pg19/test_books/NUMBER.txt")
-    return books
+@dataclass(frozen=True)
+class _Elsewhere:
+    """A set that does not come with the package.
 
+    Attributes:
+        name: of the set.
+        what: it consists of.
+        folder: of its files, below the folder of data sets.
+        file: what its files are called there, for users.
+        hub: data set that holds it.
+        split: of that.
+        read: a row of it.
+    """
 
-def _pg19_from_hub() -> list[Text]:
-    otherwise = "name a folder that holds pg19/test_books/*.txt by --data-dir, or take the text alice"
-    try:
-        datasets: Any = import_module("datasets")
-    except ImportError as error:
-        raise TextsError(f"pg19 is loaded from the hub with datasets: pip install 'ropewalk[eval]', {otherwise}") from error
-    try:
-        rows = datasets.load_dataset(_HUB, split="test")
-        return [Text(row["url"].rstrip("/").rpartition("/")[2], row["text"]) for row in rows]
-    except Exception as error:  # whatever stands between here and the hub
-        reason = " ".join(str(error).split())[:200]
-        raise TextsError(f"{_HUB} cannot be loaded ({type(error).__name__}: {reason}): {otherwise}") from error
+    name: str
+    what: str
+    folder: str
+    file: str
+    hub: str
+    split: str
+    read: _Read
+
+    def __call__(self, data_dir: Path | None) -> list[Text]:
+        return self._from_hub() if data_dir is None else self._from_folder(data_dir / self.folder)
+
+    def _from_folder(self, folder: Path) -> list[Text]:
+        found = [Text(path.stem, path.read_text(encoding="utf-8")) for path in folder.glob("*.txt")]
+        if not found:
+            raise TextsError(
+                f"{folder} holds no {self.what}: --data-dir must hold them as {self.folder}/{self.file}.txt"
+            )
+        return found
+
+    def _from_hub(self) -> list[Text]:
+        otherwise = f"name a folder that holds {self.folder}/*.txt by --data-dir, or take the text alice"
+        try:
+            datasets: Any = import_module("datasets")
+        except ImportError as error:
+            raise TextsError(
+                f"{self.name} is loaded from the hub with datasets: pip install 'ropewalk[eval]', {otherwise}"
+            ) from error
+        try:
+            rows = datasets.load_dataset(self.hub, split=self.split)
+            return [Text(*self.read(number, row)) for number, row in enumerate(rows)]
+        except Exception as error:  # whatever stands between here and the hub
+            reason = " ".join(str(error).split())[:200]
+            raise TextsError(f"{self.hub} cannot be loaded ({type(error).__name__}: {reason}): {otherwise}") from error
 
 
 def _alice(data_dir: Path | None) -> list[Text]:
     return [Text("alice", alice())]
 
 
-_SETS: dict[str, Callable[[Path | None], list[Text]]] = {"alice": _alice, "pg19": _pg19}
+# Named by their numbers at Project Gutenberg.
+_PG19 = _Elsewhere(
+    "pg19", "books", "pg19/test_books", "NUMBER", "emozilla/pg19-test", "test",
+    lambda number, row: (row["url"].rstrip("/").rpartition("/")[2], row["text"]),
+)  # fmt: skip
+# The folder is that of the needle test's own repository. The data set has more essays, without names of files.
+_ESSAYS = _Elsewhere(
+    "essays", "essays", "needle/PaulGrahamEssays", "NAME", "baber/paul_graham_essays", "train",
+    lambda number, row: (f"{number:03d}", row["text"]),
+)  # fmt: skip
+
+_SETS: dict[str, Callable[[Path | None], list[Text]]] = {"alice": _alice, "pg19": _PG19, "essays": _ESSAYS}

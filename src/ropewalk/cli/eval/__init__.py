@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from ropewalk.cli.eval.leval import leval
 from ropewalk.cli.eval.longbench import longbench
+from ropewalk.cli.eval.needle import needle
 from ropewalk.cli.eval.passkey import passkey, passkey_length
 from ropewalk.cli.eval.perplexity import perplexity
 from ropewalk.cli.eval.short import short
@@ -13,5 +15,7 @@ app = typer.Typer(no_args_is_help=True, help="Run an experiment of the papers on
 app.command("passkey")(passkey)
 app.command("passkey-length")(passkey_length)
 app.command("perplexity")(perplexity)
-app.command("short")(short)
+app.command("needle")(needle)
+app.command("leval")(leval)
 app.command("longbench")(longbench)
+app.command("short")(short)

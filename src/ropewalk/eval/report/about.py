@@ -82,4 +82,31 @@ ABOUT = {
             "value may be off by chance, with 95% confidence, where there are three books or more."
         ),
     ),
+    "needle": About(
+        title="Needle in a haystack",
+        measures=(
+            "A sentence, the needle, is hidden in essays that have nothing to do with it, and the model is asked at "
+            "the end for what it says. Recall is how much of it the answer holds, of three parts; an exact match holds "
+            "all. Both go from 0 to 1. A model that does not see the whole text misses the needle in the part that it "
+            "does not see."
+        ),
+        reading=(
+            "One picture for each method, all in the same colors. To the right the text gets longer, downwards the "
+            "needle is hidden nearer to its end. Each square shows how much was found there and, below it, the number "
+            "of texts that were asked; the darker, the better. The layout is that of figure 10 of the SelfExtend paper "
+            "(Jin et al., 2024)."
+        ),
+        examples=_grid,
+    ),
+    "leval": About(
+        title="Exams about long documents",
+        measures=(
+            "The model reads a lecture, a story or solved problems and answers questions about them, each with one "
+            "right answer. Where it answers in words, exact match is the share of right answers, from 0 (none) to 1 "
+            "(all); of several right options a part counts as a quarter. Where it chooses among options, accuracy is "
+            "how often the right one is the likeliest: by chance 0.25 of four options, and 0.5 of true and false. The "
+            "exams are those of L-Eval (An et al., 2023), and the SelfExtend paper (Jin et al., 2024) has them in its "
+            "table 3."
+        ),
+    ),
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, Scoring, Settings, Task
+from ropewalk.eval.tasks.leval import LEval
 from ropewalk.eval.tasks.longbench import LongBench
+from ropewalk.eval.tasks.needle import Needle
 from ropewalk.eval.tasks.passkey import Passkey
 from ropewalk.eval.tasks.passkey_length import PasskeyLength
 from ropewalk.eval.tasks.perplexity import Perplexity
@@ -12,6 +14,8 @@ TASKS: dict[str, type[Task]] = {
     "passkey": Passkey,
     "passkey-length": PasskeyLength,
     "perplexity": Perplexity,
+    "needle": Needle,
+    "leval": LEval,
     "longbench": LongBench,
 }
 
@@ -19,8 +23,10 @@ __all__ = [
     "TASKS",
     "Example",
     "Generation",
+    "LEval",
     "LongBench",
     "Metric",
+    "Needle",
     "Outcome",
     "Passkey",
     "PasskeyLength",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -14,9 +13,10 @@ from typing import ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from ropewalk.eval.prompts import encode_apart
 from ropewalk.eval.subjects import Passage, Subject
 from ropewalk.eval.tasks.base import Example, Metric, Outcome, Scoring, Settings
-from ropewalk.eval.texts import Text, texts
+from ropewalk.eval.texts import Text, sha256, texts
 
 Mode = Literal["sliding", "positions"]
 
@@ -126,7 +126,7 @@ class Perplexity:
         for length in self.settings.lengths:
             for book in books:
                 self._examples[f"{length}-{book.name}"] = (book, length)
-        object.__setattr__(self, "settings", self.settings.model_copy(update={"sha256": _hash(books)}))
+        object.__setattr__(self, "settings", self.settings.model_copy(update={"sha256": sha256(books)}))
 
     @property
     def longest(self) -> int:
@@ -138,7 +138,7 @@ class Perplexity:
 
     def prepare(self, example: Example, subject: Subject) -> Scoring:
         book, length = self._examples[example.name]
-        special, tokens = _encode(book, subject)
+        special, tokens = encode_apart(subject, book.text)
         tokens = tokens[: self.settings.tokens]
         if len(special) + len(tokens) < self.longest:
             raise ValueError(f"{book.name} has {len(special) + len(tokens)} tokens, and {self.longest} are needed")
@@ -165,15 +165,6 @@ class Perplexity:
         return all_windows(tokens, length - special, stride)
 
 
-def _encode(book: Text, subject: Subject) -> tuple[list[int], list[int]]:
-    """The special tokens that the model's texts begin with, and a book's tokens without special ones."""
-    nothing, ids = subject.encode(""), subject.encode(book.text)
-    before = 0
-    while before < len(nothing) and nothing[before] == ids[before]:
-        before += 1
-    return ids[:before], ids[before : len(ids) - (len(nothing) - before)]
-
-
 def _finite(scores: Sequence[Sequence[float]]) -> list[float]:
     """Those of all passages. Raises ValueError: a score is no number, as with weights that overflow."""
     together = [score for one in scores for score in one]
@@ -196,10 +187,3 @@ def _by_position(scores: Sequence[float], first: int, bucket: int) -> dict[str, 
         if inside:
             sums |= {f"nll_{begin}": -math.fsum(inside), f"tokens_{begin}": len(inside)}
     return sums
-
-
-def _hash(books: Sequence[Text]) -> str:
-    digest = hashlib.sha256()
-    for book in sorted(books, key=lambda book: book.name):
-        digest.update(f"{book.name} {len(book.text)} {book.text}".encode())
-    return digest.hexdigest()

@@ -1,0 +1,144 @@
+"""A needle in a haystack: one sentence in essays, over lengths and depths. See README.md beside this file."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import InitVar, dataclass, field
+from itertools import chain, cycle
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from ropewalk.eval.prompts import chats, longest_part
+from ropewalk.eval.subjects import Prompt, Subject
+from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, Settings
+from ropewalk.eval.texts import Text, sha256, texts
+
+NEEDLE = "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day."
+KEYS = ("sandwich", "Dolores Park", "sunny day")
+NEW_TOKENS = 64
+
+_QUESTION = "What is the best thing to do in San Francisco?"
+_SYSTEM = "You are a helpful AI bot that answers questions for a user. Keep your response short and direct"
+_ONLY = "Don't give information outside the document or repeat your findings"
+# The original's prompts for OpenAI's models, its three messages in one, and for models that continue a text.
+_CHAT = f"{_SYSTEM}\n\n{{context}}\n\n{_QUESTION} {_ONLY}"
+_PLAIN = (
+    f"{_SYSTEM}\n\nHuman: <context>\n{{context}}\n</context>\n\n{_QUESTION} {_ONLY}\n\n"
+    "Assistant: Here is the most relevant sentence in the context:"
+)
+
+
+class NeedleSettings(Settings):
+    """Of the needle task.
+
+    Args:
+        text: name of the set of texts that the haystack is made of.
+        lengths: of the prompts, in tokens.
+        depths: where the needle is hidden, from 0 (the beginning) to 1 (the end).
+        samples: prompts of each length and depth; each begins with another of the texts.
+        chat: write the prompt as a message where the model has a chat template.
+        seed: of the texts that samples begin with.
+        sha256: of the texts; the task fills it in, so that a run does not go on with other ones.
+    """
+
+    text: str = "essays"
+    lengths: tuple[int, ...] = Field(min_length=1)
+    depths: tuple[float, ...] = Field(default=tuple(i / 9 for i in range(10)), min_length=1)
+    samples: int = Field(default=3, ge=1)
+    chat: bool = True
+    seed: int = 0
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Needle:
+    """The task under its settings.
+
+    Args:
+        data_dir: see `texts`; where texts lie is not part of what is asked for.
+
+    Raises:
+        TextsError: the texts do not exist or cannot be had.
+    """
+
+    settings: NeedleSettings
+    data_dir: InitVar[Path | None] = None
+    name: ClassVar[str] = "needle"
+    version: ClassVar[int] = 1
+    metrics: ClassVar[dict[str, Metric]] = {"recall": Metric("recall"), "exact_match": Metric("exact match")}
+    _units: list[str] = field(default_factory=list, init=False, repr=False)
+    _examples: dict[str, tuple[int, float, int]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self, data_dir: Path | None) -> None:
+        settings = self.settings
+        haystack = texts(settings.text, data_dir)
+        self._units.extend(units(haystack))
+        for length in settings.lengths:
+            for depth in settings.depths:
+                for sample in range(settings.samples):
+                    self._examples[f"{length}-{depth:.3f}-{sample}"] = (length, depth, sample)
+        object.__setattr__(self, "settings", settings.model_copy(update={"sha256": sha256(haystack)}))
+
+    @property
+    def longest(self) -> int:
+        return max(self.settings.lengths) + NEW_TOKENS
+
+    def examples(self) -> Iterator[Example]:
+        for name, (length, depth, _) in self._examples.items():
+            yield Example(name, length, {"length": length, "depth": round(depth, 3)})
+
+    def prepare(self, example: Example, subject: Subject) -> Generation:
+        length, depth, sample = self._examples[example.name]
+        chat = self.settings.chat and chats(subject)
+        template = _CHAT if chat else _PLAIN
+
+        def encode(context: str) -> list[int]:
+            return subject.encode(template.format(context=hidden(context, depth)), chat)
+
+        # A word is rarely less than a token, so there are enough.
+        haystack = repeated(self._units, self._start(sample), words=length)
+        ids = encode(longest_part(haystack, lambda context: len(encode(context)), length))
+        return Generation(Prompt(ids, NEW_TOKENS), lambda answer: Outcome(len(ids), scores(answer), NEEDLE, answer))
+
+    def _start(self, sample: int) -> int:
+        """The unit that a sample begins with; no two samples share one before all had their turn."""
+        order = list(range(len(self._units)))
+        random.Random(self.settings.seed).shuffle(order)
+        return order[sample % len(order)]
+
+
+def units(haystack: Sequence[Text]) -> list[str]:
+    """Where a haystack may begin: with each of several texts, or with each paragraph of a single one."""
+    several = [text.text for text in haystack]
+    parts = several if len(several) > 1 else several[0].split("\n\n")
+    return [part.strip() for part in parts if part.strip()]
+
+
+def repeated(units: Sequence[str], start: int, words: int) -> str:
+    """All units from `start` on, the earlier ones after the last, and again until there are so many words."""
+    taken, count = [], 0
+    for unit in cycle(chain(units[start:], units[:start])):
+        taken.append(unit)
+        count += len(unit.split())
+        if count >= words:
+            break
+    return "\n\n".join(taken)
+
+
+def hidden(context: str, depth: float) -> str:
+    """The needle in a text: behind the last sentence that ends before the depth, at 1 behind the whole text."""
+    place = depth * len(context)
+    ends = [0, *(end for found in re.finditer(r"[.!?][\"')\]]*(?=\s)", context) if (end := found.end()) <= place)]
+    at = len(context) if depth == 1 else ends[-1]
+    return f"{context[:at]}\n{NEEDLE}\n{context[at:]}"
+
+
+def scores(answer: str) -> dict[str, float]:
+    """The share of the needle's keys that an answer holds, as words of their own, and whether it holds all."""
+    words = " ".join(answer.split())
+    found = sum(re.search(rf"\b{key}\b", words, re.IGNORECASE) is not None for key in KEYS)
+    return {"recall": found / len(KEYS), "exact_match": float(found == len(KEYS))}
