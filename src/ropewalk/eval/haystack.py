@@ -20,6 +20,7 @@ TokenCounter = Callable[[str], int]
 
 # Each line of filler is one unit of text, as each paragraph of a book is: the needle has a line of its own. A small
 # model answers a needle that hides inside of a line much worse.
+_HEAD = "A pass key is given somewhere in the text below. Find it and remember it: it is asked at the end.\n\n"
 _FILLER = "The sea is wide. The hill is high. The bread is warm. On we walk, away and home again."
 
 # What is hidden, what is asked, how the answer begins, and the answers to choose from. None of them is to be guessed
@@ -80,7 +81,15 @@ class Haystack:
         return bool(lines) and re.search(rf"\b{re.escape(self.answer)}\b", lines[0], re.IGNORECASE) is not None
 
 
-def passkey(tokens: int, depth: float, count: TokenCounter, seed: int = 0, digits: int = 5) -> Haystack:
+def passkey(
+    tokens: int,
+    depth: float,
+    count: TokenCounter,
+    seed: int = 0,
+    digits: int = 5,
+    head: str = _HEAD,
+    filler: str = _FILLER,
+) -> Haystack:
     """A random pass key in lines of filler that repeat; the prompt ends with "The pass key is".
 
     Args:
@@ -89,14 +98,16 @@ def passkey(tokens: int, depth: float, count: TokenCounter, seed: int = 0, digit
         count: number of tokens of a text.
         seed: of the key.
         digits: of the key; the first is not 0.
+        head: what the prompt begins with.
+        filler: the line that repeats.
 
     Raises:
         ValueError: `depth` is out of range, or `tokens` is too few for the question alone.
     """
     key = str(random.Random(seed).randrange(10 ** (digits - 1), 10**digits))
     return _hide(
-        head="A pass key is given somewhere in the text below. Find it and remember it: it is asked at the end.\n\n",
-        units=[_FILLER] * max(tokens, 0),
+        head=head,
+        units=[filler] * max(tokens, 0),
         separator="\n",
         needle=f"The pass key is {key}. Remember it. {key} is the pass key.",
         question="What is the pass key?",

@@ -13,6 +13,13 @@ from ropewalk.eval import haystack
 from ropewalk.eval.subjects import Prompt, Subject
 from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, Settings
 
+# The text of Mohtashami and Jaggi (arXiv 2305.16300), as the SelfExtend authors' examples have it.
+HEAD = (
+    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it. "
+    "I will quiz you about the important information there.\n"
+)
+FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+
 
 class PasskeySettings(Settings):
     """Of the pass key task.
@@ -71,7 +78,13 @@ class Passkey:
 def hidden(subject: Subject, length: int, place: float, digits: int, chance: random.Random) -> Generation:
     """A key of so many digits hidden in a text of `length` tokens, `place` from 0 to 1, and asked for."""
     prompt = haystack.passkey(
-        length, place, lambda text: len(subject.encode(text)), seed=chance.randrange(1 << 32), digits=digits
+        length,
+        place,
+        lambda text: len(subject.encode(text)),
+        seed=chance.randrange(1 << 32),
+        digits=digits,
+        head=HEAD,
+        filler=FILLER,
     )
 
     def outcome(output: str) -> Outcome:
