@@ -57,6 +57,22 @@ def test_baselines(tmp_path):
     assert run("passkey", *arguments).stdout.startswith("84 were there already, 0 examples done")
 
 
+def test_a_sweep(tmp_path):
+    sweep = "selfextend(group_size={2, 4}, window={64, 128})"
+    arguments = [*SMALL, "--trained-window", "256", "--method", sweep, "--method", "unmodified", "-o", tmp_path]
+    assert run("passkey", *arguments).stdout.startswith("60 examples done")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["methods"] == [
+        "selfextend(group_size=2, window=64)",
+        "selfextend(group_size=2, window=128)",
+        "selfextend(group_size=4, window=64)",
+        "selfextend(group_size=4, window=128)",
+        "unmodified",
+    ]
+    assert config["trained_window"] == 256
+    assert run("passkey", *arguments).stdout.startswith("60 were there already, 0 examples done")
+
+
 def test_a_model_that_a_method_does_not_take(tmp_path):
     folder = save_tiny_model(tmp_path / "model", "llama-yarn")
     result = run("passkey", "--model", folder, "--lengths", "400", "--method", "linear", "-o", tmp_path / "out")
@@ -76,6 +92,10 @@ def test_a_model_that_a_method_does_not_take(tmp_path):
         (["--depths", "0.5,1.5"], "--depths must be numbers from 0 to 1, or how many there are, got '0.5,1.5'"),
         (["--dtype", "half"], "--dtype must be one of"),
         (["--method", "selfextend(group_size=8)"], "window"),
+        (
+            ["--method", "selfextend(group_size={8, 0}, window=64)"],
+            "method selfextend(group_size=0, window=64): ",
+        ),
     ],
 )
 def test_bad_input_is_told_before_anything_is_done(tmp_path, arguments, message):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ropewalk.eval.infinite import Infinite
-from ropewalk.eval.methods import Method, parse
+from ropewalk.eval.methods import Method, parse, parse_all
 from ropewalk.eval.scalings import NTK, DynamicNTK, Linear, YaRN
 from ropewalk.integrations.transformers import scoring
 from ropewalk.maps import MAPS, SELF, LeakyReRoPE, SelfExtend
@@ -66,6 +66,51 @@ def test_a_name_says_all(text, change):
 def test_what_is_no_method(text, message):
     with pytest.raises(ValueError, match=message):
         parse(text, 16384, 8192)
+
+
+def names(*texts):
+    return [method.name for method in parse_all(texts, 16384, 8192)]
+
+
+def test_a_sweep_is_every_combination_as_written():
+    assert names("unmodified", "selfextend(group_size={16, 4}, window={512, 1024})", "unmodified") == [
+        "unmodified",
+        "selfextend(group_size=16, window=512)",
+        "selfextend(group_size=16, window=1024)",
+        "selfextend(group_size=4, window=512)",
+        "selfextend(group_size=4, window=1024)",
+    ]
+    assert names("self(capacity=9, window={512}, grouping={'distance', 'anchored'})") == [
+        "self(capacity=9, rate=0.02, window=512, grouping='distance')",
+        "self(capacity=9, rate=0.02, window=512, grouping='anchored')",
+    ]
+    # The same method twice is asked once.
+    assert names("yarn(factor={2, 2.0, 4})", "yarn") == ["yarn(factor=2.0)", "yarn(factor=4.0)"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "selfextend(group_size={8, 0}, window={3, 4})",
+            r"^method selfextend\(group_size=0, window=3\): group",
+        ),
+        ("selfextend(group_size={4, 8})", r"^method selfextend\(group_size=4\): .*window"),
+        ("yarn(factor={2, 0.5})", r"^method yarn\(factor=0.5\): factor of yarn must be a number of 1 or more, got 0.5"),
+        ("selfextend(group_size={}, window=3)", "a set of values such as {4, 8}: got 'selfextend"),
+        ("selfextend(group_size={*[4, 8]}, window=3)", "a set of values such as"),
+        ("selfextend(group_size={open('x')}, window=3)", "a set of values such as"),
+        ("unmodified(x={1, 2})", "no method is called"),
+    ],
+)
+def test_what_is_no_sweep(text, message):
+    with pytest.raises(ValueError, match=message):
+        names(text)
+
+
+def test_one_method_is_no_sweep():
+    with pytest.raises(ValueError, match="is a sweep of 2 methods, and one is expected"):
+        parse("yarn(factor={2, 4})", 16384, 8192)
 
 
 @pytest.mark.parametrize("name", ["linear", "ntk", "dynamic-ntk", "yarn"])

@@ -5,8 +5,9 @@ import pytest
 from ropewalk.eval.results import Config, Facts, Results, ResultsError, Row, read_config, read_rows
 
 CONFIG = Config(
-    task="passkey", version=1, settings={"lengths": [8]}, methods=("unmodified",), model="m", model_hash="h", seed=0
-)
+    task="passkey", version=1, settings={"lengths": [8]}, methods=("unmodified",), model="m", model_hash="h", seed=0,
+    trained_window=8192,
+)  # fmt: skip
 FACTS = Facts(model="m", model_hash="h", dtype="float32", device="cpu", seed=0, commit="", versions={})
 
 
@@ -68,6 +69,7 @@ def test_a_failed_example_is_tried_again(tmp_path):
     ("change", "message"),
     [
         ({"seed": 1}, "was started with seed 0, not 1: go on with what it was started with, or name another folder"),
+        ({"trained_window": 4096}, "with trained_window 8192, not 4096"),
         ({"methods": ("unmodified", "x")}, r'with methods \["unmodified"\], not \["unmodified", "x"\]'),
     ],
 )
@@ -75,6 +77,15 @@ def test_another_run_is_refused(tmp_path, change, message):
     Results(tmp_path, CONFIG)
     with pytest.raises(ResultsError, match=message):
         Results(tmp_path, CONFIG.model_copy(update=change))
+
+
+def test_a_run_that_did_not_record_the_trained_window_goes_on(tmp_path):
+    before = json.loads(CONFIG.model_dump_json())
+    del before["trained_window"]
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    assert read_config(tmp_path).trained_window is None
+    Results(tmp_path, CONFIG).add(row("a"))
+    assert [one.example for one in read_rows(tmp_path)] == ["a"]
 
 
 def test_what_cannot_be_read(tmp_path):

@@ -5,6 +5,8 @@ selfextend(group_size=8, window=1024)    under a position map
 linear(factor=4.0)                       with scaled rotary frequencies
 infinite(window=1024)                    block by block
 selfextend                               with what is recommended for the longest text; so for every name
+
+A sweep is a method for each combination of several values: selfextend(group_size={4, 8}, window={512, 1024}).
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.eval.infinite import Infinite
@@ -67,7 +71,7 @@ class Method:
 
 
 def parse(text: str, longest: int, trained_window: int) -> Method:
-    """The method that a text means.
+    """The method that a text means; `parse_all` for texts that may be sweeps.
 
     Args:
         text: a name, or a name with parameters as Python writes them.
@@ -75,9 +79,34 @@ def parse(text: str, longest: int, trained_window: int) -> Method:
         trained_window: of the model, likewise.
 
     Raises:
-        ValueError: there is no such method, or a parameter does not fit.
+        ValueError: there is no such method, a parameter does not fit, or it is a sweep.
     """
-    name, parameters = _taken_apart(text)
+    found = parse_all([text], longest, trained_window)
+    if len(found) != 1:
+        raise ValueError(f"{text!r} is a sweep of {len(found)} methods, and one is expected")
+    return found[0]
+
+
+def parse_all(texts: Iterable[str], longest: int, trained_window: int) -> list[Method]:
+    """The methods that texts mean, in their order and each once; of a sweep all combinations, the last parameter
+    changing fastest.
+
+    Args:
+        texts: as `parse` takes them, where a set {4, 8} for a parameter stands for each of its values.
+
+    Raises:
+        ValueError: as of `parse`, for any combination.
+    """
+    found: dict[str, Method] = {}
+    for text in texts:
+        name, choices = _taken_apart(text)
+        for values in product(*choices.values()):
+            method = _method(name, dict(zip(choices, values, strict=True)), longest, trained_window)
+            found.setdefault(method.name, method)
+    return list(found.values())
+
+
+def _method(name: str, parameters: dict[str, Any], longest: int, trained_window: int) -> Method:
     if name == UNMODIFIED and not parameters:
         return Method(UNMODIFIED)
     if name not in CHANGES:
@@ -88,8 +117,8 @@ def parse(text: str, longest: int, trained_window: int) -> Method:
     kind = CHANGES[name]
     try:
         change = kind(**parameters) if parameters else kind.for_length(longest, trained_window)
-    except TypeError as error:
-        raise ValueError(f"method {text!r}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"method {_written(name, parameters)}: {error}") from error
     return Method(_name_of(change), change)
 
 
@@ -97,19 +126,34 @@ def _name_of(change: Change) -> str:
     parameters = dataclasses.asdict(change)
     if not parameters.get("start"):
         parameters.pop("start", None)
-    return f"{change.name}({', '.join(f'{key}={value!r}' for key, value in parameters.items())})"
+    return _written(change.name, parameters)
 
 
-def _taken_apart(text: str) -> tuple[str, dict[str, Any]]:
-    """A name and its parameters, which are literals: nothing is executed."""
+def _written(name: str, parameters: dict[str, Any]) -> str:
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in parameters.items())})" if parameters else name
+
+
+def _taken_apart(text: str) -> tuple[str, dict[str, list[Any]]]:
+    """A name, and the values of each of its parameters, which are literals: nothing is executed."""
     found = re.fullmatch(r"([a-z][a-z0-9-]*)(?:\((.*)\))?", text.strip())
     if found:
         try:
             call = ast.parse(f"f({found[2] or ''})", mode="eval").body
             if isinstance(call, ast.Call) and not call.args and all(word.arg for word in call.keywords):
-                return found[1], {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+                return found[1], {str(word.arg): _values(word.value) for word in call.keywords}
         except (SyntaxError, ValueError):
             pass
     raise ValueError(
-        f"a method is a name, or a name with parameters such as selfextend(group_size=8, window=1024): got {text!r}"
+        "a method is a name, or a name with parameters such as selfextend(group_size=8, window=1024), each of which "
+        f"may be a set of values such as {{4, 8}}: got {text!r}"
     )
+
+
+def _values(written: ast.expr) -> list[Any]:
+    """Of a parameter, in the order in which they are written. Raises ValueError: it is no literal, or none."""
+    if isinstance(written, ast.Set):
+        return [ast.literal_eval(one) for one in written.elts]
+    value = ast.literal_eval(written)
+    if value == {}:
+        raise ValueError("a set without values")
+    return [value]

@@ -37,6 +37,7 @@ class Config(_Record):
         model: its name.
         model_hash: of the weights; empty where they have none, as the dummy's.
         seed: of everything random.
+        trained_window: tokens that the model was trained on; None where that was not recorded.
     """
 
     task: str
@@ -46,6 +47,7 @@ class Config(_Record):
     model: str
     model_hash: str
     seed: int
+    trained_window: int | None = None
 
 
 class Facts(_Record):
@@ -178,7 +180,8 @@ def read_rows(folder: Path) -> Iterator[Row]:
 def _check_same(started: Config, wanted: Config, folder: Path) -> None:
     for name in Config.model_fields:
         old, new = getattr(started, name), getattr(wanted, name)
-        if old != new:
+        # What was not recorded cannot be held against a run.
+        if old != new and not (name == "trained_window" and None in (old, new)):
             raise ResultsError(
                 f"{folder} was started with {name} {json.dumps(old)}, not {json.dumps(new)}: "
                 "go on with what it was started with, or name another folder"

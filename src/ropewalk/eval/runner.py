@@ -44,7 +44,9 @@ class Counts:
     failed: int
 
 
-def config_of(task: Task, methods: Sequence[Method], subject: Subject, seed: int) -> Config:
+def config_of(
+    task: Task, methods: Sequence[Method], subject: Subject, seed: int, trained_window: int | None = None
+) -> Config:
     return Config(
         task=task.name,
         version=task.version,
@@ -53,6 +55,7 @@ def config_of(task: Task, methods: Sequence[Method], subject: Subject, seed: int
         model=subject.name,
         model_hash=subject.weights_hash,
         seed=seed,
+        trained_window=trained_window,
     )
 
 

@@ -40,7 +40,8 @@ MethodOption = Annotated[
         "--method",
         metavar="METHOD",
         help="unmodified, a name such as yarn, or one with its parameters, such as "
-        "'selfextend(group_size=8, window=1024)'. Several times. \\[default: unmodified and selfextend]",
+        "'selfextend(group_size=8, window=1024)'; a set of values such as group_size={4, 8} runs each. Several times. "
+        "\\[default: unmodified and selfextend]",
         rich_help_panel=_RUN,
     ),
 ]
@@ -133,12 +134,11 @@ def evaluate(task: Task, run: Run, loading: Loading) -> None:
 
     texts = run.method or [ways.UNMODIFIED, "selfextend"]
     try:
-        for text in texts:  # a mistyped one is found before the model is loaded
-            ways.parse(text, 1, 8192)
+        ways.parse_all(texts, 1, 8192)  # a mistyped one is found before the model is loaded
         with sharing(run) as share, model_options.running(loading.verbose):
             subject, window = loading()
-            chosen = [ways.parse(text, task.longest, window) for text in dict.fromkeys(texts)]
-            config = runner.config_of(task, chosen, subject, run.seed)
+            chosen = ways.parse_all(texts, task.longest, window)
+            config = runner.config_of(task, chosen, subject, run.seed, window)
             results = Results(run.output, config, share.index)
             facts = runner.facts_of(subject, run.seed)
             with progress(share) as on_row:

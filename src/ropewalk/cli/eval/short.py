@@ -45,13 +45,12 @@ def short(
     texts = run.method or [ways.UNMODIFIED, "selfextend"]
     loading = run.loading()
     try:
-        for text in texts:  # a mistyped one is found before anything is loaded
-            ways.parse(text, 1, 8192)
+        ways.parse_all(texts, 1, 8192)  # a mistyped one is found before anything is loaded
         with sharing(run) as share, model_options.running(loading.verbose):
             loaded = task.load(names, data_dir)
             _say_shots(loaded)
             subject, window = loading()
-            chosen = [ways.parse(text, _TIMES * window, window) for text in dict.fromkeys(texts)]
+            chosen = ways.parse_all(texts, _TIMES * window, window)
             config = Config(
                 task=task.NAME,
                 version=task.VERSION,
@@ -60,6 +59,7 @@ def short(
                 model=subject.name,
                 model_hash=subject.weights_hash,
                 seed=run.seed,
+                trained_window=window,
             )
             results = Results(run.output, config, share.index)
             facts = runner.facts_of(subject, run.seed)

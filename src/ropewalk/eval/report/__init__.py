@@ -8,19 +8,22 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import zip_longest
 from pathlib import Path
 
 import ropewalk
 from ropewalk.eval.report.about import About, about
-from ropewalk.eval.report.figures import Picture, pictures_of
+from ropewalk.eval.report.drawing import Figure
+from ropewalk.eval.report.figures import figures_of
 from ropewalk.eval.report.runs import Run, notices, read, together
-from ropewalk.eval.report.tables import Cell, Table, failure_table, made_table, score_tables
+from ropewalk.eval.report.score_tables import score_tables
+from ropewalk.eval.report.tables import Cell, Table, failure_table, made_table
 
 __all__ = ["Report", "Section", "build", "read", "to_html", "to_markdown", "write"]
 
 METHODS = (
-    "A method is a way to run the same model: unmodified is the model as it is, every other name is a map that gives "
-    "far tokens new positions, with its parameters. No weight is changed by any."
+    "A method is a way to run the same model: unmodified is the model as it is, every other name is a change of its "
+    "tokens' positions, or of how many of them it sees, with its parameters. No weight is changed by any."
 )
 
 
@@ -30,7 +33,7 @@ class Section:
 
     about: About
     notices: tuple[str, ...]
-    pictures: tuple[Picture, ...]
+    figures: tuple[Figure, ...]
     tables: tuple[Table, ...]
     failures: Table | None
 
@@ -64,8 +67,8 @@ def _section(task: str, runs: Sequence[Run]) -> Section:
     return Section(
         about=words,
         notices=tuple(notices(runs, series)),
-        pictures=tuple(pictures_of(task, series)),
-        tables=tuple(score_tables(task, series, words.by)),
+        figures=tuple(figures_of(task, series, words)),
+        tables=tuple(score_tables(task, series, words)),
         failures=failure_table(series),
     )
 
@@ -100,9 +103,10 @@ def _paragraphs(report: Report, pictures: str) -> Iterator[str]:
         yield escaped(section.about.measures)
         if section.notices:
             yield "\n".join(f"- **Note.** {escaped(notice)}" for notice in section.notices)
-        if section.pictures:
-            yield escaped(section.about.reading)
-            yield "\n".join(f"![{escaped(one.alt)}](<{pictures}/{one.name}.svg>)" for one in section.pictures)
+        for figure in section.figures:
+            yield f"**{escaped(figure.title)}**"
+            yield escaped(figure.caption)
+            yield "\n".join(f"![{escaped(one.alt)}](<{pictures}/{one.name}.svg>)" for one in figure.pictures)
         for table in (*section.tables, *([section.failures] if section.failures else [])):
             yield from _table(table)
     yield "## How it was made"
@@ -113,9 +117,11 @@ def _paragraphs(report: Report, pictures: str) -> Iterator[str]:
 
 def _table(table: Table) -> Iterator[str]:
     yield f"**{escaped(table.caption)}**"
-    lines = [table.columns, ["---"] * len(table.columns)]
+    # Markdown has one line of heads: a group is named in each of its columns.
+    groups = ["", *(f"{name}: " if name else "" for name, count in table.groups for _ in range(count))]
+    columns = zip_longest(groups, table.columns, fillvalue="")
+    head = [[escaped(group + column) for group, column in columns], ["---"] * len(table.columns)]
     body = [[_cell(cell) for cell in row] for row in table.rows]
-    head = [[escaped(column) for column in lines[0]], lines[1]]
     yield "\n".join(f"| {' | '.join(cells)} |" for cells in (*head, *body))
     if table.note:
         yield escaped(table.note)
@@ -123,7 +129,7 @@ def _table(table: Table) -> Iterator[str]:
 
 def _cell(cell: Cell) -> str:
     mark = f" {cell.mark}" if cell.mark else ""
-    return f"{escaped(cell.text)}{mark}" + (f" ({escaped(cell.detail)})" if cell.detail else "")
+    return f"{escaped(cell.text)}{mark}" + (f" ({escaped(', '.join(cell.details))})" if cell.details else "")
 
 
 def escaped(text: str) -> str:
@@ -145,7 +151,7 @@ def write(report: Report, page: Path) -> tuple[Path, Path]:
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(to_html(report), encoding="utf-8")
     markdown.write_text(to_markdown(report, pictures.name), encoding="utf-8")
-    drawn = [picture for section in report.sections for picture in section.pictures]
+    drawn = [picture for section in report.sections for figure in section.figures for picture in figure.pictures]
     if drawn:
         pictures.mkdir(exist_ok=True)
     for picture in drawn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -14,16 +14,22 @@ class About:
     Attributes:
         title: its name for people.
         measures: what it measures, in a sentence or two.
-        reading: how to read its figure; empty if it has none.
+        reading: how to read its figure over these parts of the cells; empty for general words.
+        over: those parts.
         by: what of the cells there is a table for; None for all.
         examples: how many examples of each method the settings ask for; None if that is not known.
+        groups: of its tasks, where it is several, in the order of a table's columns.
+        percent: whether its scores, from 0 to 1, are written in percent, as is usual for it.
     """
 
     title: str
     measures: str
     reading: str = ""
+    over: tuple[str, ...] = ("length", "depth")
     by: tuple[str, ...] | None = None
     examples: Callable[[Mapping[str, Any]], int] | None = None
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    percent: bool = False
 
 
 def about(task: str) -> About:
@@ -47,10 +53,9 @@ ABOUT = {
         ),
         reading=(
             "One picture for each method, all in the same colors. To the right the text gets longer, downwards the key "
-            "is hidden nearer to its end. Each square shows the share of keys that were found there and, below it, the "
-            "number of texts that were asked; the darker, the better. A method that can read the whole text is dark "
-            "all over. Where nothing was asked there is no square. The layout is that of figure 4 of the SelfExtend "
-            "paper (Jin et al., 2024)."
+            "is hidden nearer to its end; each square shows the share of keys that were found, the darker the better, "
+            "and how many texts were asked. A method that can read the whole text is dark all over (figure 4 of the "
+            "SelfExtend paper, Jin et al., 2024)."
         ),
         by=("length",),
         examples=_grid,
@@ -64,9 +69,10 @@ ABOUT = {
             "numbers that it gives back exactly."
         ),
         reading=(
-            "One line for each method. To the right the keys get longer; the higher, the more of them were given back. "
-            "Bars show how far a share may be off by chance, with 95% confidence."
+            "To the right the keys get longer; the higher a line, the more of them were given back (figure 6 of the "
+            "SelfExtend paper)."
         ),
+        over=("digits",),
         examples=lambda settings: len(settings["digits"]) * int(settings["samples"]),
     ),
     "perplexity": About(
@@ -77,10 +83,35 @@ ABOUT = {
             "length that a model was trained on it rises steeply, unless something is done."
         ),
         reading=(
-            "One line for each method. To the right the model reads more text before the tokens that are scored; the "
-            "lower, the better. A line that stays level or falls is as good as with a short text. Bars show how far a "
-            "value may be off by chance, with 95% confidence, where there are three books or more."
+            "To the right the model reads more text before the tokens that are scored; the lower, the better. A line "
+            "that stays level or falls is as good as with a short text (figure 2 and table 1 of the SelfExtend paper)."
         ),
+        over=("length",),
+    ),
+    "longbench": About(
+        title="LongBench",
+        measures=(
+            "Sixteen tasks on long documents, from questions and summaries to code. Every task has its usual score, "
+            "from 0 to 100, the more the better (table 2 of the SelfExtend paper)."
+        ),
+        groups={
+            "single-document QA": ("narrativeqa", "qasper", "multifieldqa_en"),
+            "multi-document QA": ("hotpotqa", "2wikimqa", "musique"),
+            "summarization": ("gov_report", "qmsum", "multi_news"),
+            "few-shot": ("trec", "triviaqa", "samsum"),
+            "synthetic": ("passage_count", "passage_retrieval_en"),
+            "code": ("lcc", "repobench-p"),
+        },
+        percent=True,
+    ),
+    "short": About(
+        title="Short tasks",
+        measures=(
+            "Well-known tasks whose texts fit into the trained window. A method that only changes what lies far apart "
+            "should leave the scores as they are."
+        ),
+        by=("task",),
+        percent=True,
     ),
     "needle": About(
         title="Needle in a haystack",
@@ -96,17 +127,18 @@ ABOUT = {
             "of texts that were asked; the darker, the better. The layout is that of figure 10 of the SelfExtend paper "
             "(Jin et al., 2024)."
         ),
+        by=("length",),
         examples=_grid,
     ),
     "leval": About(
         title="Exams about long documents",
         measures=(
             "The model reads a lecture, a story or solved problems and answers questions about them, each with one "
-            "right answer. Where it answers in words, exact match is the share of right answers, from 0 (none) to 1 "
-            "(all); of several right options a part counts as a quarter. Where it chooses among options, accuracy is "
-            "how often the right one is the likeliest: by chance 0.25 of four options, and 0.5 of true and false. The "
-            "exams are those of L-Eval (An et al., 2023), and the SelfExtend paper (Jin et al., 2024) has them in its "
-            "table 3."
+            "right answer. Where it answers in words, exact match is the percentage of right answers, from 0 to 100; "
+            "of several right options a part counts as a quarter. Where it chooses among options, accuracy is how often "
+            "the right one is the likeliest: by chance 25 of four options, and 50 of true and false. The exams are "
+            "those of L-Eval (An et al., 2023), and the SelfExtend paper (Jin et al., 2024) has them in its table 3."
         ),
+        percent=True,
     ),
 }

@@ -1,255 +1,192 @@
-"""The figures of a report, drawn from rows alone. A task gets one by a function here and a line in `FIGURES`."""
+"""The figures of a task, from its rows alone: what of them varies says which there are."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from io import BytesIO
-from statistics import fmean
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from ropewalk.eval.methods import UNMODIFIED
-from ropewalk.eval.report.runs import Series
-from ropewalk.eval.report.tables import (
-    Value,
-    estimate_of,
-    is_proportion,
-    metrics_of,
-    title_of,
-    tokens,
-    values_of,
-)
+from ropewalk.eval.report.about import About
+from ropewalk.eval.report.curves import BARS, MOST_LINES, Curves, Line, curves, points
+from ropewalk.eval.report.drawing import Figure, Picture
+from ropewalk.eval.report.heat_maps import HeatMap, colors_of, heat_map, scale, square
+from ropewalk.eval.report.runs import Series, plain
+from ropewalk.eval.report.scores import LENGTH, Part, Score, Value, keys_of, numbers_of, scores_of, tokens
+from ropewalk.eval.report.sweep_figures import sweep_figure
+from ropewalk.eval.report.sweeps import sweeps_of
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-_INK, _MUTED, _EDGE = "#1f2933", "#7b8794", "#cbd2d9"
-# From 0 to 1, one hue and ever darker: the same order in grey, and for every kind of color vision.
-_SHADES = ("#f3f6fa", "#c9dbec", "#8fb5d9", "#4f87bd", "#2a5f97", "#143a63")
-_DARK = 0.55
-# Told apart by every kind of color vision, with a marker each for grey.
-_LINES = ("#2f6fab", "#d9730d", "#7a4fa3", "#0e8a8a", "#b8336a", "#8a6d1d")
-_MARKERS = "osD^vPX"
-# Inches: of a square; of all squares, at least, for the names of the axes; of what is around them.
-_WIDE, _HIGH = 0.68, 0.4
-_LEAST_WIDE, _LEAST_HIGH = 2.3, 1.9
-_LEFT, _RIGHT, _BOTTOM, _LINE = 0.85, 0.12, 0.62, 0.19
+_DEPTH = "depth"
+_AXES = {LENGTH: "length of the text (tokens)", _DEPTH: "where it is hidden", "digits": "digits of the key"}
+_DASHED = "The dashed vertical line is the length that the model was trained on."
 
 
-@dataclass(frozen=True)
-class Picture:
-    """An SVG picture, the name for its file, and what it shows, in words; a scale belongs to those before it."""
-
-    name: str
-    alt: str
-    svg: bytes
-    is_scale: bool = False
-
-
-def pictures_of(task: str, series: Sequence[Series]) -> list[Picture]:
-    """Those of a task; none if it has none, or no row with what they show.
+def figures_of(task: str, series: Sequence[Series], words: About) -> list[Figure]:
+    """Those of a task's first score, the one that it names first; none if the rows have nothing to draw.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    draw = FIGURES.get(task)
-    return draw(series) if draw else []
-
-
-def _passkey(series: Sequence[Series]) -> list[Picture]:
-    return heat_maps(
-        "passkey",
-        series,
-        metric="exact_match",
-        x="length",
-        y="depth",
-        x_title="length of the text (tokens)",
-        y_title="where the key is hidden",
-        y_label=lambda depth: {0: "start", 1: "end"}.get(depth, f"{depth:.0%}") if _is_number(depth) else str(depth),
-    )
-
-
-def _passkey_length(series: Sequence[Series]) -> list[Picture]:
-    return curves("passkey-length", series, metric="exact_match", x="digits", x_title="digits of the key")
-
-
-def _perplexity(series: Sequence[Series]) -> list[Picture]:
-    return curves("perplexity", series, metric="perplexity", x="length", x_title="tokens read, at most")
-
-
-FIGURES: dict[str, Callable[[Sequence[Series]], list[Picture]]] = {
-    "passkey": _passkey,
-    "passkey-length": _passkey_length,
-    "perplexity": _perplexity,
-}
-
-
-def curves(task: str, series: Sequence[Series], *, metric: str, x: str, x_title: str) -> list[Picture]:
-    """A score over one part of the cells: a line for each method, in one picture; none for a single value."""
-    across = [value for value in values_of(x, series) if isinstance(value, int | float)]
-    if len(across) < 2:
+    scores = scores_of(task, series)
+    if not scores:
         return []
-    known = metrics_of(task, series).get(metric)
-    title, proportion = title_of(metric, known), is_proportion(metric, series)
-    # A long name takes a line of the legend for itself.
-    names = [textwrap.fill(one.label, 58) for one in series]
-    width, plot, legend = 7.2, 3.1, 0.2 * sum(name.count("\n") + 1 for name in names) + 0.25
-    height = 0.35 + plot + 0.6 + legend
-    figure = _figure(width, height)
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    axes = figure.add_axes((0.8 / width, (0.6 + legend) / height, (width - 1.0) / width, plot / height))
-    for number, (one, name) in enumerate(zip(series, names, strict=True)):
-        # Beside each other, so that no bar hides another.
-        found = [(value, estimate_of(metric, known, one, {x: value})) for value in across]
-        points = [(value, its) for value, its in found if its is not None]
-        ends = [its.interval or (its.mean, its.mean) for _, its in points]
-        means = [its.mean for _, its in points]
-        spans = [[m - low for m, (low, _) in zip(means, ends, strict=True)],
-                 [high - m for m, (_, high) in zip(means, ends, strict=True)]]  # fmt: skip
-        is_plain = one.method == UNMODIFIED
-        axes.errorbar(
-            [value * 1.012 ** (2 * number - len(series) + 1) for value, _ in points], means, yerr=spans, label=name,
-            linewidth=1.6, elinewidth=0.9, markersize=5,
-            color=_MUTED if is_plain else _LINES[number % len(_LINES)], linestyle="--" if is_plain else "-",
-            marker=_MARKERS[number % len(_MARKERS)],
-        )  # fmt: skip
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(across, [tokens(value) if x == "length" else f"{value:g}" for value in across])
-    axes.minorticks_off()
-    if proportion:
-        axes.set_ylim(-0.04, 1.04)
-    else:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel(x_title)
-    axes.set_ylabel(title)
-    axes.grid(axis="y", color=_EDGE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    drawn = figure.legend(loc="lower left", bbox_to_anchor=(0.09, 0.0), frameon=False, fontsize=9)
-    for text in drawn.get_texts():
-        text.set_parse_math(False)
-    return [Picture(task, f"{title} by {x}, a line for each of {len(series)} methods", _svg(figure))]
+    found = [sweep_figure(f"{task}-sweep-{number}", scores[0], sweep, series)
+             for number, sweep in enumerate(sweeps_of(series), start=1)]  # fmt: skip
+    found += [_by_cells(task, scores[0], series, words), _by_position(task, scores[0], series)]
+    return [figure for figure in found if figure is not None]
 
 
-def heat_maps(
-    task: str,
-    series: Sequence[Series],
-    *,
-    metric: str,
-    x: str,
-    y: str,
-    x_title: str,
-    y_title: str,
-    x_label: Callable[[Any], str] = tokens,
-    y_label: Callable[[Any], str] = str,
-) -> list[Picture]:
-    """A score from 0 to 1 over two parts of the cells: a picture for each method, and one of the colors' meaning."""
-    across, down = values_of(x, series), values_of(y, series)
-    if not across or not down:
-        return []
-    name = title_of(metric, metrics_of(task, series).get(metric))
-    width = _LEFT + _RIGHT + max(_WIDE * len(across), _LEAST_WIDE)
-    tall = max(_HIGH * len(down), _LEAST_HIGH)
-    pictures = []
-    for number, one in enumerate(series, start=1):
-        label = textwrap.wrap(one.label, int((width - 0.15) / 0.092))
-        head = 0.42 + _LINE * len(label)
-        height = head + tall + _BOTTOM
-        figure = _figure(width, height)
-        axes = figure.add_axes((_LEFT / width, _BOTTOM / height, 1 - (_LEFT + _RIGHT) / width, tall / height))
-        _squares(axes, one, metric, [(x, value) for value in across], [(y, value) for value in down])
-        axes.set_xticks(range(len(across)), [x_label(value) for value in across])
-        axes.set_yticks(range(len(down)), [y_label(value) for value in down])
-        axes.set_xlabel(x_title)
-        axes.set_ylabel(y_title)
-        scores = one.scores(metric)
-        mean = f"{name} {fmean(scores):.2f} over {len(scores)} texts" if scores else "no text was done"
-        # As it is: a method's name may hold what matplotlib takes for a formula.
-        plain: dict[str, Any] = {"parse_math": False, "va": "bottom"}
-        left, top = 0.1 / width, 1 - head / height
-        figure.text(left, top + 0.1 / height, mean, color=_MUTED, fontsize=9, **plain)
-        figure.text(
-            left, top + 0.29 / height, "\n".join(label), weight="bold", fontsize=10.5, linespacing=1.25, **plain
+def _by_cells(task: str, score: Score, series: Sequence[Series], words: About) -> Figure | None:
+    """Heat maps over the first two numbers of the cells that vary, or curves over the only one."""
+    varying = [key for key in keys_of(series) if len(numbers_of(key, series)) > 1]
+    over = tuple(varying[:2])
+    if not over:
+        return None
+    if len(over) == 2:
+        pictures = list(_maps_by_cells(task, score, series, *over))
+        general = (
+            f"One picture for each method: the {score.title} by {over[0]} and {over[1]}, the darker the better, and "
+            "the number of examples."
         )
-        alt = f"Heat map of {name} by {x} and {y} for {one.label}: {mean}"
-        pictures.append(Picture(f"{task}-{number}", alt, _svg(figure)))
-    return [*pictures, _scale(task, name)]
+    else:
+        pictures = list(_curves_by_cells(task, score, series, *over))
+        general = f"One line for each method: the {score.title} by {over[0]}."
+    caption = [words.reading if words.reading and words.over == over else general]
+    if len(over) == 1:
+        caption.append(BARS)
+    if over[0] == LENGTH and _windows(series, numbers_of(LENGTH, series)):
+        caption.append(_DASHED)
+    return Figure(f"By {' and '.join(over)}", " ".join(caption), tuple(pictures))
 
 
-def _squares(
-    axes: Axes, one: Series, metric: str, across: Sequence[tuple[str, Value]], down: Sequence[tuple[str, Value]]
-) -> None:
-    from matplotlib.patches import Rectangle
-
-    for column, (x, at) in enumerate(across):
-        for line, (y, depth) in enumerate(down):
-            scores = one.scores(metric, {x: at, y: depth})
-            failed = sum(row.cell.get(x) == at and row.cell.get(y) == depth for row in one.failed)
-            corner = (column - 0.5, line - 0.5)
-            if scores:
-                mean = fmean(scores)
-                axes.add_patch(Rectangle(corner, 1, 1, facecolor=shade(mean), edgecolor="white", linewidth=1.5))
-                ink = "white" if mean > _DARK else _INK
-                centered: dict[str, Any] = {"ha": "center", "color": ink}
-                axes.text(column, line + 0.06, f"{mean:.2f}", va="bottom", fontsize=9.5, **centered)
-                axes.text(column, line + 0.13, f"n={len(scores)}", va="top", fontsize=6.5, alpha=0.85, **centered)
-            elif failed:
-                axes.text(column, line, f"{failed} failed", ha="center", va="center", fontsize=7, color=_MUTED)
-    axes.set(xlim=(-0.5, len(across) - 0.5), ylim=(len(down) - 0.5, -0.5))
-    axes.tick_params(length=0)
-    axes.spines[:].set_color(_EDGE)
-
-
-def _scale(task: str, name: str) -> Picture:
-    from matplotlib.patches import Rectangle
-
-    width, height, steps = 3.2, 0.62, 60
-    figure = _figure(width, height)
-    axes = figure.add_axes((0.15 / width, 0.26 / height, 2.9 / width, 0.16 / height))
-    for step in range(steps):
-        # To the end, under the next: without seams.
-        start, color = step / steps, shade(step / (steps - 1))
-        axes.add_patch(Rectangle((start, 0), 1 - start, 1, facecolor=color, linewidth=0))
-    axes.set(xlim=(0, 1), ylim=(0, 1), yticks=[])
-    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=8)
-    axes.tick_params(length=0)
-    axes.spines[:].set_color(_EDGE)
-    axes.set_title(name, fontsize=9, color=_INK, pad=3, parse_math=False)
-    return Picture(f"{task}-colors", f"Colors of {name}, from pale at 0 to dark at 1", _svg(figure), is_scale=True)
+def _maps_by_cells(task: str, score: Score, series: Sequence[Series], x: str, y: str) -> Iterator[Picture]:
+    across, down = numbers_of(x, series), numbers_of(y, series)
+    parts = {(column, line): Part("", ({x: at, y: depth},))
+             for column, at in enumerate(across) for line, depth in enumerate(down)}  # fmt: skip
+    colors = colors_of(score, [score.of(one, part) for one in series for part in parts.values()])
+    for number, one in enumerate(series, start=1):
+        whole = score.of(one)
+        mean = f"{score.title} {score.write(whole.mean)} over {whole.count} texts" if whole else "no text was done"
+        drawn = HeatMap(
+            name=f"{task}-{number}",
+            title=one.label,
+            subtitle=mean,
+            alt=f"Heat map of {score.title} by {x} and {y} for {one.label}: {mean}",
+            x_title=_AXES.get(x, x),
+            x_labels=[_label(x, value) for value in across],
+            y_title=_AXES.get(y, y),
+            y_labels=[_label(y, value) for value in down],
+            squares={place: square(score, one, part) for place, part in parts.items()},
+            wall=_wall(one, across) if x == LENGTH else None,
+        )
+        yield heat_map(drawn, colors)
+    yield scale(f"{task}-colors", colors)
 
 
-def shade(value: float) -> tuple[float, float, float]:
-    """The color of a score from 0 to 1."""
-    place = min(max(value, 0.0), 1.0) * (len(_SHADES) - 1)
-    low = min(int(place), len(_SHADES) - 2)
-    pairs = ((int(_SHADES[low][i : i + 2], 16) / 255, int(_SHADES[low + 1][i : i + 2], 16) / 255) for i in (1, 3, 5))
-    red, green, blue = (start + (place - low) * (end - start) for start, end in pairs)
-    return red, green, blue
+def _wall(one: Series, lengths: Sequence[float]) -> tuple[int, str] | None:
+    """Between the lengths that the model was trained on and the others, if there are others."""
+    for window, what in _windows([one], lengths):
+        return sum(length <= window for length in lengths), what
+    return None
 
 
-def _is_number(value: Value) -> bool:
-    return isinstance(value, int | float)
+def _curves_by_cells(task: str, score: Score, series: Sequence[Series], x: str) -> Iterator[Picture]:
+    across = numbers_of(x, series)
+    groups = _few_lines(series)
+    for number, group in enumerate(groups, start=1):
+        parts = [(value, Part("", ({x: value},))) for value in across]
+        lines = [Line(one.label, points((at, score.of(one, part)) for at, part in parts), color)
+                 for one, color in _colored(group)]  # fmt: skip
+        yield curves(
+            Curves(
+                name=f"{task}-{number}" if len(groups) > 1 else task,
+                alt=f"{score.title} by {x}, a line for each of {len(group)} methods",
+                lines=lines,
+                score=score,
+                x_title=_AXES.get(x, x),
+                ticks=across,
+                tick_label=lambda value: _label(x, value),
+                is_log=min(across) > 0,
+                walls=_windows(group, across) if x == LENGTH else (),
+            )
+        )
 
 
-def _figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'ropewalk[plot]'") from error
-    return Figure(figsize=(width, height), facecolor="white")
+def _few_lines(series: Sequence[Series]) -> list[list[Series]]:
+    """As many as one picture shows, with the unmodified model in each."""
+    plain = [one for one in series if one.method == UNMODIFIED]
+    others = [one for one in series if one.method != UNMODIFIED]
+    # Several unmodified ones have colors too.
+    few = MOST_LINES if len(plain) == 1 else max(1, MOST_LINES - len(plain))
+    return [[*plain, *others[i : i + few]] for i in range(0, max(len(others), 1), few)]
 
 
-def _svg(figure: Figure) -> bytes:
-    from matplotlib import rc_context
+def _colored(series: Sequence[Series]) -> list[tuple[Series, int | None]]:
+    """With the color of each; grey for the unmodified model, unless there are several."""
+    has_one_plain = sum(one.method == UNMODIFIED for one in series) == 1
+    return [
+        (one, None if has_one_plain and one.method == UNMODIFIED else number - has_one_plain)
+        for number, one in enumerate(series)
+    ]
 
-    file = BytesIO()
-    with rc_context({"svg.hashsalt": "ropewalk"}):
-        # Without a date, the same rows are the same file.
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()
+
+def _by_position(task: str, score: Score, series: Sequence[Series]) -> Figure | None:
+    """A pooled score whose sums rows have for each part of the text too, as NAME_BEGIN; of the longest texts."""
+    if score.pooled is None:
+        return None
+    lengths = numbers_of(LENGTH, series)
+    cell = {LENGTH: lengths[-1]} if lengths else {}
+    names = {name for one in series for row in one.done_in(cell) for name in row.scores}
+    begins = sorted(int(name.rpartition("_")[2]) for name in names if re.fullmatch(rf"{score.pooled[0]}_\d+", name))
+    if len(begins) < 2:
+        return None
+    name, weight = score.pooled
+    scores = {begin: replace(score, pooled=(f"{name}_{begin}", f"{weight}_{begin}")) for begin in begins}
+    part = Part("", (cell,))
+    pictures = []
+    groups = _few_lines(series)
+    for number, group in enumerate(groups, start=1):
+        lines = [Line(one.label, points((begin, its.of(one, part)) for begin, its in scores.items()), color)
+                 for one, color in _colored(group)]  # fmt: skip
+        pictures.append(curves(Curves(
+            name=f"{task}-positions-{number}" if len(groups) > 1 else f"{task}-positions",
+            alt=f"{score.title} by position in the text, a line for each of {len(group)} methods",
+            lines=lines,
+            score=score,
+            x_title="position in the text (tokens)",
+            ticks=_round_positions(begins[-1]),
+            tick_label=tokens,
+            is_log=False,
+            band=True,
+            walls=_windows(group, begins),
+        )))  # fmt: skip
+    caption = (
+        f"How well the tokens at a position are predicted, with all before them read: to the right the {score.title} "
+        "further on in the text. A line that rises past the trained window tells that the method does not read so far. "
+        "Where a line has a band, it says how far the value may be off by chance, with 95% confidence, for want of "
+        "more texts."
+    )
+    return Figure("By position", caption, tuple(pictures))
+
+
+def _round_positions(last: int) -> list[int]:
+    """At most nine of them, a power of two apart."""
+    step = 1
+    while last > 8 * step:
+        step *= 2
+    return list(range(0, last + 1, step))
+
+
+def _windows(series: Sequence[Series], positions: Sequence[float]) -> list[tuple[float, str]]:
+    """The trained windows that lie among the positions, each once."""
+    windows = dict.fromkeys(one.run.config.trained_window for one in series)
+    return [(window, f"trained window, {tokens(window)}") for window in windows
+            if window is not None and positions and min(positions) <= window < max(positions)]  # fmt: skip
+
+
+def _label(key: str, value: Value) -> str:
+    if key == LENGTH:
+        return tokens(value)
+    if key == _DEPTH and isinstance(value, int | float):
+        return "start" if value == 0 else "end" if value == 1 else f"{value:.0%}"
+    return plain(value)

@@ -47,6 +47,11 @@ class Series:
         return tuple(row for row in self.run.rows if row.method == self.method)
 
     @property
+    def apart(self) -> str:
+        """What tells it from the same method of another run; empty where there is none."""
+        return self.label.removeprefix(self.method)
+
+    @property
     def done(self) -> list[Row]:
         return [row for row in self.rows if row.error is None]
 
@@ -54,13 +59,9 @@ class Series:
     def failed(self) -> list[Row]:
         return [row for row in self.rows if row.error is not None]
 
-    def scores(self, metric: str, cell: Mapping[str, int | float | str] | None = None) -> list[float]:
-        """Of the rows of a cell; without one, of all."""
-        return [
-            row.scores[metric]
-            for row in self.done
-            if metric in row.scores and all(row.cell.get(key) == value for key, value in (cell or {}).items())
-        ]
+    def done_in(self, cell: Mapping[str, int | float | str]) -> list[Row]:
+        """Those of a cell, by the names and values that it has; of one without any, all."""
+        return [row for row in self.done if cell.items() <= row.cell.items()]
 
 
 def read(folder: Path) -> Run:
@@ -83,13 +84,23 @@ def together(runs: Sequence[Run]) -> list[Series]:
     times = Counter(method for run in runs for method in run.methods)
     several_models = len({(run.config.model, run.config.model_hash) for run in runs}) > 1
     series = []
-    for run in runs:
+    for run, apart in zip(runs, _told_apart(runs), strict=True):
         for method in run.methods:
             model = f" on {run.config.model}" if several_models else ""
-            folder = f" in {run.folder}" if times[method] > 1 else ""
-            series.append(Series(method + model + folder, method, run))
+            series.append(Series(method + model + (apart if times[method] > 1 else ""), method, run))
     order = [UNMODIFIED, *times]
     return sorted(series, key=lambda one: order.index(one.method))
+
+
+def _told_apart(runs: Sequence[Run]) -> list[str]:
+    """What each run alone is: the one setting that is another in each, such as a length; or else its folder."""
+    keys = dict.fromkeys(key for run in runs for key in run.config.settings)
+    settings = {key: [plain(run.config.settings.get(key)) for run in runs] for key in keys}
+    differ = {key: values for key, values in settings.items() if len({*values}) > 1}
+    for key, values in differ.items():
+        if len(differ) == 1 and len({*values}) == len(runs):
+            return [f" at {key.replace('_', ' ')} {value}" for value in values]
+    return [f" in {run.folder}" for run in runs]
 
 
 def baseline(one: Series, series: Sequence[Series]) -> Series | None:
@@ -108,13 +119,17 @@ def notices(runs: Sequence[Run], series: Sequence[Series]) -> list[str]:
 
 
 def _twice(runs: Sequence[Run]) -> Iterator[str]:
+    methods: dict[tuple[str, ...], list[str]] = {}
     for method in dict.fromkeys(method for run in runs for method in run.methods):
-        folders = [run.folder for run in runs if method in run.methods]
+        folders = tuple(run.folder for run in runs if method in run.methods)
         if len(folders) > 1:
-            yield (
-                f"{method} is in {len(folders)} folders ({', '.join(folders)}): each is shown for itself, "
-                "under its folder's name, and nothing is averaged over them."
-            )
+            methods.setdefault(folders, []).append(method)
+    for folders, (first, *more) in methods.items():
+        others = f" and {plural(len(more), 'other method')} are" if more else " is"
+        yield (
+            f"{first}{others} in {len(folders)} folders ({', '.join(folders)}): each is shown for itself, and nothing "
+            "is averaged over them."
+        )
 
 
 def _different(runs: Sequence[Run]) -> Iterator[str]:
@@ -138,6 +153,9 @@ def _differences(one: Run, other: Run) -> list[str]:
     old, new = one.config, other.config
     names = [name for name in ("model", "model_hash", "version", "seed") if getattr(old, name) != getattr(new, name)]
     keys = dict.fromkeys([*old.settings, *new.settings])
+    # What was not recorded is not known to differ.
+    if None not in (old.trained_window, new.trained_window) and old.trained_window != new.trained_window:
+        names.append("trained_window")
     return [name.replace("_", " ") for name in names] + [
         key for key in keys if key not in names and old.settings.get(key) != new.settings.get(key)
     ]
@@ -180,6 +198,10 @@ def _not_compared(series: Sequence[Series]) -> Iterator[str]:
     left = [one.label for one in series if one.method != UNMODIFIED and baseline(one, series) is None]
     if left:
         yield f"Nothing to compare with, for want of one unmodified model asked the same: {', '.join(left)}."
+
+
+def plural(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def plain(value: object) -> str:

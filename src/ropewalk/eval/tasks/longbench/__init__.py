@@ -90,7 +90,7 @@ class LongBench:
     data_dir: InitVar[Path | None] = None
     name: ClassVar[str] = "longbench"
     version: ClassVar[int] = 1
-    metrics: ClassVar[dict[str, Metric]] = {"score": Metric("LongBench score")}
+    metrics: ClassVar[dict[str, Metric]] = {"score": Metric("score")}
     _examples: dict[str, tuple[str, Record]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self, data_dir: Path | None) -> None:

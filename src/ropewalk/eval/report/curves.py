@@ -1,0 +1,160 @@
+"""Curves: scores against a number, a line for each method or setting."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ropewalk.eval.report.drawing import EDGE, INK, MARK, MUTED, Picture, canvas, svg
+from ropewalk.eval.report.estimates import Estimate
+from ropewalk.eval.report.scores import Score
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Told apart by every kind of color vision, with a marker each for grey.
+_COLORS = ("#2f6fab", "#d9730d", "#7a4fa3", "#0e8a8a", "#b8336a", "#8a6d1d")
+_MARKERS = "osD^vPX"
+# As many lines as can be told apart in one picture.
+MOST_LINES = len(_COLORS)
+
+# From such a factor on scores are shown by their logarithm.
+_FAR = 3
+
+BARS = "Bars show how far a value may be off by chance, with 95% confidence."
+
+# How a point is drawn: as those of a line are, hollow, or as a cross.
+Mark = Literal["full", "hollow", "cross"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a line."""
+
+    x: float
+    its: Estimate
+    mark: Mark = "full"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line.
+
+    Attributes:
+        color: number of its color and marker; None for grey and dashes, what the others are compared with.
+        dashed: without marks, and with dashes.
+    """
+
+    label: str
+    points: Sequence[Point]
+    color: int | None
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Lines against one number.
+
+    Attributes:
+        ticks: where the numbers stand.
+        is_log: whether equal factors are equally far apart.
+        band: show intervals as bands, not as bars.
+        width: in inches.
+        walls: where vertical lines are, and what they are.
+    """
+
+    name: str
+    alt: str
+    lines: Sequence[Line]
+    score: Score
+    x_title: str
+    ticks: Sequence[float]
+    tick_label: Callable[[float], str]
+    is_log: bool
+    title: str = ""
+    band: bool = False
+    width: float = 7.2
+    walls: Sequence[tuple[float, str]] = ()
+
+
+def points(found: Iterable[tuple[float, Estimate | None]]) -> list[Point]:
+    """Those that there are."""
+    return [Point(x, its) for x, its in found if its is not None and math.isfinite(its.mean)]
+
+
+def curves(its: Curves) -> Picture:
+    """Raises ImportError: matplotlib is not installed."""
+    # A long name takes a line of the legend for itself.
+    labels = [textwrap.fill(line.label, int(8 * its.width)) for line in its.lines]
+    head = 0.5 if its.title else 0.3
+    width, plot, legend = its.width, 0.43 * its.width, 0.2 * sum(label.count("\n") + 1 for label in labels) + 0.25
+    height = head + plot + 0.6 + legend
+    drawn = canvas(width, height)
+    axes = drawn.add_axes((0.8 / width, (0.6 + legend) / height, (width - 1.0) / width, plot / height))
+    for number, (line, label) in enumerate(zip(its.lines, labels, strict=True)):
+        # Beside each other, so that no bar hides another.
+        aside = (max(its.ticks) / min(its.ticks)) ** (0.006 * (2 * number - len(labels) + 1)) if its.is_log else 1.0
+        _line(axes, line, label, aside, its.band)
+    _axes(axes, its)
+    if its.title:
+        axes.set_title(its.title, loc="left", fontsize=10.5, weight="bold", parse_math=False)
+    entries = axes.get_legend_handles_labels()
+    below = drawn.legend(*entries, loc="lower left", bbox_to_anchor=(0.09, 0.0), frameon=False, fontsize=9)
+    for text in below.get_texts():
+        text.set_parse_math(False)
+    return Picture(its.name, its.alt, svg(drawn))
+
+
+def _line(axes: Axes, line: Line, label: str, aside: float, band: bool) -> None:
+    color = MUTED if line.color is None else _COLORS[line.color % len(_COLORS)]
+    marker = "o" if line.color is None else _MARKERS[line.color % len(_MARKERS)]
+    is_dashed = line.dashed or line.color is None
+    x = [point.x * aside for point in line.points]
+    means = [point.its.mean for point in line.points]
+    axes.plot(x, means, color=color, linewidth=1.6, linestyle="--" if is_dashed else "-")
+    shown = None if line.dashed or band else marker
+    axes.plot([], [], color=color, linewidth=1.6, linestyle="--" if is_dashed else "-", marker=shown, label=label)
+    known = [(at, *point.its.interval) for at, point in zip(x, line.points, strict=True)
+             if point.its.interval and all(map(math.isfinite, point.its.interval))]  # fmt: skip
+    if known and not line.dashed:
+        places, low, high = map(list, zip(*known, strict=True))
+        if band:
+            axes.fill_between(places, low, high, color=color, alpha=0.18, linewidth=0)
+        else:
+            axes.vlines(places, low, high, color=color, linewidth=0.9)
+    if shown is None:
+        return
+    for at, mean, point in zip(x, means, line.points, strict=True):
+        shape, face = ("x" if point.mark == "cross" else shown), ("white" if point.mark == "hollow" else color)
+        axes.plot(at, mean, marker=shape, markersize=5.5, color=color, markerfacecolor=face, zorder=3)
+
+
+def _axes(axes: Axes, its: Curves) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    if its.is_log:
+        axes.set_xscale("log", base=2)
+    axes.set_xticks(its.ticks, [its.tick_label(value) for value in its.ticks])
+    axes.minorticks_off()
+    means = [point.its.mean for line in its.lines for point in line.points]
+    if its.score.is_share:
+        axes.set_ylim(-0.04, 1.04)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value if its.score.percent else value:g}")
+    elif min(means) > 0 and max(means) > _FAR * min(means):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    for x, what in its.walls:
+        axes.axvline(x, color=MARK, linewidth=1.4, linestyle=(0, (4, 2)), zorder=1)
+        axes.annotate(what, (x, 1), xycoords=("data", "axes fraction"), xytext=(4, -2), textcoords="offset points",
+                      fontsize=8, color=MARK, va="top")  # fmt: skip
+    axes.set_xlabel(its.x_title, parse_math=False)
+    axes.set_ylabel(its.score.title, parse_math=False)
+    axes.grid(axis="y", color=EDGE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK)
+    axes.spines[["top", "right"]].set_visible(False)

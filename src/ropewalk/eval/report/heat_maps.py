@@ -1,0 +1,187 @@
+"""Heat maps: squares whose color says how good a score is, with the number in them."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ropewalk.eval.report.drawing import EDGE, INK, MARK, MUTED, Picture, canvas, shade, svg
+from ropewalk.eval.report.estimates import Estimate
+from ropewalk.eval.report.runs import Series
+from ropewalk.eval.report.scores import Part, Score
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# From here on text on a square is white.
+_DARK = 0.55
+# Inches: of a square; of all squares, at least, for the names of the axes; of what is around them.
+_WIDE, _HIGH = 0.68, 0.4
+_LEAST_WIDE, _LEAST_HIGH = 2.3, 1.9
+_LEFT, _RIGHT, _BOTTOM, _LINE = 0.85, 0.12, 0.62, 0.19
+_LARGE = 1e4
+
+
+@dataclass(frozen=True)
+class Colors:
+    """Which color a score has: from pale at the worst to dark at the best, by its logarithm if it is no share."""
+
+    score: Score
+    worst: float
+    best: float
+
+    def goodness(self, value: float) -> float:
+        """From 0 to 1."""
+        ends = [self.worst, self.best, value]
+        if not self.score.is_share and min(ends) > 0:
+            ends = [math.log(end) for end in ends]
+        worst, best, its = ends
+        if math.isinf(its) or worst == best:
+            return 0.0 if math.isinf(its) else 1.0
+        return (its - worst) / (best - worst)
+
+
+def colors_of(score: Score, estimates: Iterable[Estimate | None]) -> Colors:
+    """From 0 to 1 for shares, else from the worst to the best that there is."""
+    if score.is_share:
+        return Colors(score, 0.0, 1.0) if score.higher_is_better is not False else Colors(score, 1.0, 0.0)
+    means = [one.mean for one in estimates if one is not None and math.isfinite(one.mean)] or [0.0]
+    ends = (max(means), min(means)) if score.higher_is_better is False else (min(means), max(means))
+    return Colors(score, *ends)
+
+
+@dataclass(frozen=True)
+class Square:
+    """What is known at a place.
+
+    Attributes:
+        failed: examples that have no score.
+        recommended: whether the place is inside an outline.
+        beyond: whether it is hatched.
+    """
+
+    its: Estimate | None
+    failed: int = 0
+    recommended: bool = False
+    beyond: bool = False
+
+
+def square(score: Score, one: Series, part: Part, recommended: bool = False, beyond: bool = False) -> Square:
+    """Of a method's rows."""
+    failed = sum(any(cell.items() <= row.cell.items() for cell in part.cells) for row in one.failed)
+    return Square(score.of(one, part), failed, recommended, beyond)
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A heat map without its colors.
+
+    Attributes:
+        x_labels, y_labels: of the columns, and of the lines from the top.
+        squares: by column and line.
+        wall: a line right of so many columns, None for none; and what it is.
+    """
+
+    name: str
+    title: str
+    subtitle: str
+    alt: str
+    x_title: str
+    x_labels: Sequence[str]
+    y_title: str
+    y_labels: Sequence[str]
+    squares: dict[tuple[int, int], Square]
+    wall: tuple[int, str] | None = None
+
+
+def heat_map(its: HeatMap, colors: Colors) -> Picture:
+    """Raises ImportError: matplotlib is not installed."""
+    width = _LEFT + _RIGHT + max(_WIDE * len(its.x_labels), _LEAST_WIDE)
+    tall = max(_HIGH * len(its.y_labels), _LEAST_HIGH)
+    title = textwrap.wrap(its.title, int((width - 0.15) / 0.092))
+    subtitle = its.subtitle + (f"\ndashed: {its.wall[1]}" if its.wall else "")
+    low = 0.1 + _LINE * (subtitle.count("\n") + 1)
+    head = low + 0.13 + _LINE * len(title)
+    height = head + tall + _BOTTOM
+    drawn = canvas(width, height)
+    axes = drawn.add_axes((_LEFT / width, _BOTTOM / height, 1 - (_LEFT + _RIGHT) / width, tall / height))
+    for place, square in its.squares.items():
+        _square(axes, *place, square, colors)
+    _outline(axes, {place for place, square in its.squares.items() if square.recommended})
+    if its.wall:
+        axes.axvline(its.wall[0] - 0.5, color=MARK, linewidth=1.8, linestyle=(0, (4, 2)), clip_on=False)
+    axes.set(xlim=(-0.5, len(its.x_labels) - 0.5), ylim=(len(its.y_labels) - 0.5, -0.5))
+    axes.set_xticks(range(len(its.x_labels)), its.x_labels)
+    axes.set_yticks(range(len(its.y_labels)), its.y_labels)
+    axes.set_xlabel(its.x_title)
+    axes.set_ylabel(its.y_title)
+    axes.tick_params(length=0)
+    axes.spines[:].set_color(EDGE)
+    # As it is: a method's name may hold what matplotlib takes for a formula.
+    plain: dict[str, Any] = {"parse_math": False, "va": "bottom", "linespacing": 1.25}
+    left, top = 0.1 / width, 1 - head / height
+    drawn.text(left, top + 0.1 / height, subtitle, color=MUTED, fontsize=9, **plain)
+    drawn.text(left, top + low / height, "\n".join(title), weight="bold", fontsize=10.5, **plain)
+    return Picture(its.name, its.alt, svg(drawn))
+
+
+def _square(axes: Axes, column: int, line: int, square: Square, colors: Colors) -> None:
+    from matplotlib.patches import Rectangle
+
+    corner = (column - 0.5, line - 0.5)
+    if square.its is not None:
+        good = colors.goodness(square.its.mean)
+        axes.add_patch(Rectangle(corner, 1, 1, facecolor=shade(good), edgecolor="white", linewidth=1.5))
+        centered: dict[str, Any] = {"ha": "center", "color": "white" if good > _DARK else INK}
+        axes.text(column, line + 0.06, _short(colors.score, square.its.mean), va="bottom", fontsize=9.5, **centered)
+        axes.text(column, line + 0.13, f"n={square.its.count}", va="top", fontsize=6.5, alpha=0.85, **centered)
+    elif square.failed:
+        axes.text(column, line, f"{square.failed} failed", ha="center", va="center", fontsize=7, color=MUTED, zorder=3)
+    if square.beyond:
+        axes.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="///", edgecolor=EDGE, linewidth=0, zorder=1.5))
+
+
+def _short(score: Score, value: float) -> str:
+    return f"{value:.1e}" if value >= _LARGE else score.write(value)
+
+
+def _outline(axes: Axes, inside: set[tuple[int, int]]) -> None:
+    """Around squares that touch: each edge between one inside and one outside."""
+    for column, line in inside:
+        left, right, top, bottom = column - 0.46, column + 0.46, line - 0.44, line + 0.44
+        # An edge runs on to the neighbor's where that is inside too.
+        ends_x = [column - 0.5 if (column - 1, line) in inside else left,
+                  column + 0.5 if (column + 1, line) in inside else right]  # fmt: skip
+        ends_y = [line - 0.5 if (column, line - 1) in inside else top,
+                  line + 0.5 if (column, line + 1) in inside else bottom]  # fmt: skip
+        edges = {(-1, 0): ([left, left], ends_y), (1, 0): ([right, right], ends_y),
+                 (0, -1): (ends_x, [top, top]), (0, 1): (ends_x, [bottom, bottom])}  # fmt: skip
+        for (aside, below), (x, y) in edges.items():
+            if (column + aside, line + below) not in inside:
+                axes.plot(x, y, color=MARK, linewidth=2, solid_capstyle="projecting")
+
+
+def scale(name: str, colors: Colors) -> Picture:
+    """What the colors mean."""
+    from matplotlib.patches import Rectangle
+
+    width, height, steps = 3.2, 0.62, 60
+    drawn = canvas(width, height)
+    axes = drawn.add_axes((0.15 / width, 0.26 / height, 2.9 / width, 0.16 / height))
+    for step in range(steps):
+        # To the end, under the next: without seams.
+        start, color = step / steps, shade(step / (steps - 1))
+        axes.add_patch(Rectangle((start, 0), 1 - start, 1, facecolor=color, linewidth=0))
+    axes.set(xlim=(0, 1), ylim=(0, 1), yticks=[])
+    ends = [_short(colors.score, end) for end in (colors.worst, colors.best)]
+    axes.set_xticks([0, 1], ends, fontsize=8)
+    axes.get_xticklabels()[0].set_horizontalalignment("left")
+    axes.get_xticklabels()[1].set_horizontalalignment("right")
+    axes.tick_params(length=0)
+    axes.spines[:].set_color(EDGE)
+    axes.set_title(colors.score.title, fontsize=9, color=INK, pad=3, parse_math=False)
+    alt = f"Colors of {colors.score.title}, from pale at {ends[0]} to dark at {ends[1]}"
+    return Picture(name, alt, svg(drawn), is_scale=True)

@@ -1,0 +1,162 @@
+"""The scores of a task: of some rows, in comparison with the unmodified model, and as they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ropewalk.eval.report.about import about
+from ropewalk.eval.report.estimates import Estimate, average, difference, estimate, pooled
+from ropewalk.eval.report.runs import Series
+from ropewalk.eval.results import Row
+from ropewalk.eval.tasks import TASKS, Metric
+
+# Parts of cells that are known by name.
+LENGTH, TASK = "length", "task"
+_K = 1024
+
+Value = int | float | str
+# Values of parts of a cell, which rows are chosen by; without any, all rows are.
+Selection = Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What of the rows is looked at.
+
+    Attributes:
+        head: what to call it.
+        cells: one, or several of which the mean is taken.
+    """
+
+    head: str
+    cells: tuple[Selection, ...] = ({},)
+
+
+ALL = Part("all")
+
+
+def average_of(cells: Sequence[Selection]) -> Part:
+    """The mean over cells, such as tasks, each of which counts the same."""
+    return Part("average", tuple(cells))
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score as it is shown.
+
+    Attributes:
+        name: in rows.
+        title: in words.
+        higher_is_better: None where that is not known.
+        pooled: see `Metric`.
+        is_share: all there is lies from 0 to 1.
+        is_proportion: all there is is 0 or 1.
+        percent: whether it is written as such.
+    """
+
+    name: str
+    title: str
+    higher_is_better: bool | None = None
+    pooled: tuple[str, str] | None = None
+    is_share: bool = False
+    is_proportion: bool = False
+    percent: bool = False
+
+    @property
+    def same(self) -> float:
+        """What `difference` is where there is none."""
+        return 0.0 if self.pooled is None else 1.0
+
+    def of(self, one: Series, part: Part = ALL) -> Estimate | None:
+        """Of several cells their mean, if there is something in each."""
+        return _mean([self._in_cell(one, cell) for cell in part.cells])
+
+    def difference(self, one: Series, other: Series, part: Part = ALL) -> Estimate | None:
+        """By how much `one` is above `other`, from the examples that both were asked; of a pooled score the ratio."""
+        return _mean([self._pairs_in_cell(one, other, cell) for cell in part.cells])
+
+    def write(self, value: float, sign: bool = False) -> str:
+        """Two decimals; three figures of what is very small or large, as a share is not."""
+        if self.percent:
+            return f"{100 * value:{'+' if sign else ''}.1f}"
+        few = self.is_share or value == 0 or 0.1 <= abs(value) < 1e6
+        return f"{value:{'+' if sign else ''}{'.2f' if few else '.3g'}}"
+
+    def write_difference(self, value: float) -> str:
+        return self.write(value, sign=self.pooled is None)
+
+    def _in_cell(self, one: Series, cell: Selection) -> Estimate | None:
+        rows = self._rows(one, cell).values()
+        if self.pooled is not None:
+            return pooled(*([row.scores[name] for row in rows] for name in self.pooled))
+        return estimate([row.scores[self.name] for row in rows], self.is_proportion)
+
+    def _pairs_in_cell(self, one: Series, other: Series, cell: Selection) -> Estimate | None:
+        mine, theirs = self._rows(one, cell), self._rows(other, cell)
+        pairs = [(row, theirs[example]) for example, row in mine.items() if example in theirs]
+        if self.pooled is not None:
+            name, weight = self.pooled
+            apart = [my.scores[name] - their.scores[name] for my, their in pairs]
+            return pooled(apart, [their.scores[weight] for _, their in pairs])
+        my_values = [my.scores[self.name] for my, _ in pairs]
+        their_values = [their.scores[self.name] for _, their in pairs]
+        return difference(my_values, their_values, self.is_proportion)
+
+    def _rows(self, one: Series, cell: Selection) -> dict[str, Row]:
+        """Those that have the score, by the name of the example."""
+        needed = {self.name} if self.pooled is None else {*self.pooled}
+        return {row.example: row for row in one.done_in(cell) if needed <= row.scores.keys()}
+
+
+def scores_of(task: str, series: Sequence[Series]) -> list[Score]:
+    """Those to show: the ones that the task names, with its words; of a task that is not known, all there are."""
+    rows = [row for one in series for row in one.done]
+    known: Mapping[str, Metric] = TASKS[task].metrics if task in TASKS else {}
+    found = dict.fromkeys(name for row in rows for name in row.scores)
+    # What a task does not name is what its scores are computed of.
+    names = [name for name in known if name in found] or ([] if known else list(found))
+    return [_score(task, name, known.get(name), [row.scores[name] for row in rows if name in row.scores])
+            for name in names]  # fmt: skip
+
+
+def _score(task: str, name: str, metric: Metric | None, values: Sequence[float]) -> Score:
+    is_share = all(0 <= value <= 1 for value in values) and (metric is None or metric.pooled is None)
+    return Score(
+        name=name,
+        title=metric.title if metric else name.replace("_", " "),
+        higher_is_better=metric.higher_is_better if metric else None,
+        pooled=metric.pooled if metric else None,
+        is_share=is_share,
+        is_proportion=is_share and all(value in (0.0, 1.0) for value in values),
+        percent=is_share and about(task).percent,
+    )
+
+
+def _mean(estimates: Sequence[Estimate | None]) -> Estimate | None:
+    there = [one for one in estimates if one is not None]
+    if len(there) < len(estimates):
+        return None
+    return there[0] if len(there) == 1 else average(there)
+
+
+def values_of(key: str, series: Sequence[Series]) -> list[Value]:
+    """All values of a part of the cells, numbers first and in order."""
+    found = {row.cell[key] for one in series for row in one.rows if key in row.cell}
+    return sorted(found, key=lambda value: (0, value, "") if isinstance(value, int | float) else (1, 0, value))
+
+
+def numbers_of(key: str, series: Sequence[Series]) -> list[int | float]:
+    return [value for value in values_of(key, series) if isinstance(value, int | float)]
+
+
+def keys_of(series: Sequence[Series]) -> list[str]:
+    """The parts of the cells, as the rows have them."""
+    return list(dict.fromkeys(key for one in series for row in one.rows for key in row.cell))
+
+
+def tokens(value: Value) -> str:
+    """A length in few characters: 16k is 16384."""
+    if isinstance(value, int) and value >= _K and value % _K == 0:
+        return f"{value // _K}k"
+    return f"{value:,}" if isinstance(value, int) else str(value)
