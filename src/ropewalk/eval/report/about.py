@@ -135,9 +135,10 @@ ABOUT = {
         measures=(
             "The model reads a lecture, a story or solved problems and answers questions about them, each with one "
             "right answer. Where it answers in words, exact match is the percentage of right answers, from 0 to 100; "
-            "of several right options a part counts as a quarter. Where it chooses among options, accuracy is how often "
-            "the right one is the likeliest: by chance 25 of four options, and 50 of true and false. The exams are "
-            "those of L-Eval (An et al., 2023), and the SelfExtend paper (Jin et al., 2024) has them in its table 3."
+            "of several right options a part counts as a quarter. Where it chooses among options, accuracy is how "
+            "often the right one is the likeliest: by chance 25 of four options, and 50 of true and false. The exams "
+            "are those of L-Eval (An et al., 2023), and the SelfExtend paper (Jin et al., 2024) has them in its table "
+            "3."
         ),
         percent=True,
     ),
