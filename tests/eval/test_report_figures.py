@@ -84,7 +84,7 @@ def test_one_length_has_curves_over_the_depths():
 
 
 def test_no_more_lines_in_a_picture_than_can_be_told_apart():
-    methods = ["unmodified", *(f"yarn(factor={float(i)})" for i in range(2, 2 + MOST_LINES + 1))]
+    methods = ["unmodified", *(f"method {i}" for i in range(MOST_LINES + 1))]
     found = figures(run(by_length(methods), task="new", methods=tuple(methods)), task="new")
     figure = found[-1]
     assert names(figure) == ["new-1", "new-2"]
@@ -246,3 +246,25 @@ def test_two_folders_have_a_sweep_each():
 def test_failed_rows_have_no_figures():
     assert figures(run([row("unmodified", "ValueError: no")])) == []
     assert figures(run(grid("unmodified", lambda *_: "no"))) == []
+
+
+def test_one_method_far_above_does_not_flatten_the_others():
+    rows = by_length(["unmodified", SELFEXTEND, "other"], metric="perplexity", score=20.0)
+    for row in rows:
+        if row.method == "unmodified" and row.cell["length"] == 8192:
+            row.scores["perplexity"] = 28724.0
+    [figure] = figures(run(rows, task="new"), task="new")
+    assert "what goes beyond the top reaches 28,724" in words(figure.pictures[0])
+    [figure] = figures(run([row for row in rows if row.method != "unmodified"], task="new"), task="new")
+    assert not any("beyond the top" in word for word in words(figure.pictures[0]))
+
+
+def test_methods_of_a_large_sweep_are_in_its_own_figure_alone():
+    methods = [f"selfextend(group_size={g}, window={w})" for g in (2, 4, 8) for w in (256, 512, 1024)]
+    rows = by_length(["unmodified", "yarn(factor=2.0)", *methods])
+    found = figures(run(rows, task="new", methods=("unmodified", "yarn(factor=2.0)", *methods)), task="new")
+    assert [figure.title for figure in found] == ["Parameters of selfextend", "By length"]
+    assert "a line for each of 2 methods" in found[1].pictures[0].alt
+    rows = by_length(["unmodified", *methods])
+    found = figures(run(rows, task="new", methods=("unmodified", *methods)), task="new")
+    assert [figure.title for figure in found] == ["Parameters of selfextend"]

@@ -24,6 +24,9 @@ MOST_LINES = len(_COLORS)
 # From such a factor on scores are shown by their logarithm.
 _FAR = 3
 
+# Values so many times above the middle one would leave no room to tell the others apart.
+_FAR_ABOVE, _ROOM = 10, 3
+
 BARS = "Bars show how far a value may be off by chance, with 95% confidence."
 
 # How a point is drawn: as those of a line are, hollow, or as a cross.
@@ -85,6 +88,15 @@ def points(found: Iterable[tuple[float, Estimate | None]]) -> list[Point]:
     return [Point(x, its) for x, its in found if its is not None and math.isfinite(its.mean)]
 
 
+def top_of(score: Score, lines: Sequence[Line]) -> float | None:
+    """Where a picture ends that does not show the highest values; None where it shows all."""
+    means = sorted(point.its.mean for line in lines for point in line.points)
+    if score.is_share or not means or means[0] <= 0:
+        return None
+    middle = means[len(means) // 2]
+    return _ROOM * middle if means[-1] > _FAR_ABOVE * middle else None
+
+
 def curves(its: Curves) -> Picture:
     """Raises ImportError: matplotlib is not installed."""
     # A long name takes a line of the legend for itself.
@@ -139,7 +151,8 @@ def _axes(axes: Axes, its: Curves) -> None:
         axes.set_xscale("log", base=2)
     axes.set_xticks(its.ticks, [its.tick_label(value) for value in its.ticks])
     axes.minorticks_off()
-    means = [point.its.mean for line in its.lines for point in line.points]
+    top = top_of(its.score, its.lines)
+    means = [point.its.mean for line in its.lines for point in line.points if top is None or point.its.mean <= top]
     if its.score.is_share:
         axes.set_ylim(-0.04, 1.04)
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value if its.score.percent else value:g}")
@@ -148,6 +161,11 @@ def _axes(axes: Axes, its: Curves) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    if top is not None:
+        axes.set_ylim(min(means) / 1.1, top)
+        highest = max(point.its.mean for line in its.lines for point in line.points)
+        axes.annotate(f"what goes beyond the top reaches {highest:,.0f}", (1, 1), xycoords="axes fraction",
+                      xytext=(0, 4), textcoords="offset points", fontsize=8, color=MUTED, ha="right")  # fmt: skip
     for x, what in its.walls:
         axes.axvline(x, color=MARK, linewidth=1.4, linestyle=(0, (4, 2)), zorder=1)
         axes.annotate(what, (x, 1), xycoords=("data", "axes fraction"), xytext=(4, -2), textcoords="offset points",

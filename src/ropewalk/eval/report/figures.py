@@ -14,7 +14,7 @@ from ropewalk.eval.report.heat_maps import HeatMap, colors_of, heat_map, scale, 
 from ropewalk.eval.report.runs import Series, plain
 from ropewalk.eval.report.scores import LENGTH, Part, Score, Value, keys_of, numbers_of, scores_of, tokens
 from ropewalk.eval.report.sweep_figures import sweep_figure
-from ropewalk.eval.report.sweeps import sweeps_of
+from ropewalk.eval.report.sweeps import Sweep, sweeps_of
 
 _DEPTH = "depth"
 _AXES = {LENGTH: "length of the text (tokens)", _DEPTH: "where it is hidden", "digits": "digits of the key"}
@@ -30,10 +30,20 @@ def figures_of(task: str, series: Sequence[Series], words: About) -> list[Figure
     scores = scores_of(task, series)
     if not scores:
         return []
+    sweeps = sweeps_of(series)
     found = [sweep_figure(f"{task}-sweep-{number}", scores[0], sweep, series)
-             for number, sweep in enumerate(sweeps_of(series), start=1)]  # fmt: skip
-    found += [_by_cells(task, scores[0], series, words), _by_position(task, scores[0], series)]
+             for number, sweep in enumerate(sweeps, start=1)]  # fmt: skip
+    left = _without_large(sweeps, series)
+    found += [_by_cells(task, scores[0], left, words), _by_position(task, scores[0], left)]
     return [figure for figure in found if figure is not None]
+
+
+def _without_large(sweeps: Sequence[Sweep], series: Sequence[Series]) -> list[Series]:
+    """Methods but those of sweeps that have more than one picture can tell apart: a sweep's own figure shows them."""
+    large = [sweep for sweep in sweeps if len(sweep.settings) > MOST_LINES]
+    shown = {id(setting.series) for sweep in large for setting in sweep.settings}
+    left = [one for one in series if id(one) not in shown]
+    return [] if large and all(one.method == UNMODIFIED for one in left) else left
 
 
 def _by_cells(task: str, score: Score, series: Sequence[Series], words: About) -> Figure | None:
