@@ -13,8 +13,15 @@ SMALL = ["eval", "passkey", "--model", "dummy", "--lengths", "200,1k", "--depths
 
 def start(*arguments):
     command = [sys.executable, "-m", "ropewalk", *map(str, arguments)]
-    # A session of its own, as a shell gives a command: Ctrl-C reaches all its processes.
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # As a shell starts a command: Ctrl-C reaches all its processes, and is not ignored, as it is behind "&".
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def run(*arguments):

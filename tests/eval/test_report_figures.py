@@ -250,9 +250,9 @@ def test_failed_rows_have_no_figures():
 
 def test_one_method_far_above_does_not_flatten_the_others():
     rows = by_length(["unmodified", SELFEXTEND, "other"], metric="perplexity", score=20.0)
-    for row in rows:
-        if row.method == "unmodified" and row.cell["length"] == 8192:
-            row.scores["perplexity"] = 28724.0
+    for one in rows:
+        if one.method == "unmodified" and one.cell["length"] == 8192:
+            one.scores["perplexity"] = 28724.0
     [figure] = figures(run(rows, task="new"), task="new")
     assert "what goes beyond the top reaches 28,724" in words(figure.pictures[0])
     [figure] = figures(run([row for row in rows if row.method != "unmodified"], task="new"), task="new")

@@ -17,7 +17,7 @@ from tempfile import TemporaryFile
 
 from ropewalk.eval.runner import Share
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS, _GRACE_SECONDS = 0.2, 5
 
 
 def share() -> Share | None:
@@ -66,9 +66,9 @@ def launch(processes: int) -> int:
         except KeyboardInterrupt:
             # It has reached all of them.
             code = 130
+        if code not in (0, 130):
+            _end([one for one, _ in running])
         for one, _ in running:
-            if code not in (0, 130):
-                one.terminate()
             one.wait()
         if code and running[0][0].returncode in (0, -SIGTERM):
             for one, errors in running:
@@ -77,6 +77,15 @@ def launch(processes: int) -> int:
                     sys.stderr.write(errors.read())
                     break
     return code
+
+
+def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Those that do not end by themselves: what stops one often stops all, and each should say so itself."""
+    deadline = time.monotonic() + _GRACE_SECONDS
+    while any(one.poll() is None for one in running) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    for one in running:
+        one.terminate()
 
 
 def _first_failure(running: Sequence[subprocess.Popen[bytes]]) -> int:
