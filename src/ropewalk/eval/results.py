@@ -15,6 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ropewalk.eval.errors import first_problem
+
 _CONFIG, _ROWS = "config.json", "results*.jsonl"
 
 
@@ -155,7 +157,7 @@ def read_config(folder: Path) -> Config:
     except FileNotFoundError:
         raise ResultsError(f"{folder} holds no results: there is no {_CONFIG}") from None
     except ValidationError as error:
-        raise ResultsError(f"{path} cannot be read: {_first(error)}") from error
+        raise ResultsError(f"{path} cannot be read: {first_problem(error)}") from error
 
 
 def read_rows(folder: Path) -> Iterator[Row]:
@@ -171,7 +173,7 @@ def read_rows(folder: Path) -> Iterator[Row]:
             try:
                 row = Row.model_validate_json(line)
             except ValidationError as error:
-                raise ResultsError(f"{path}, line {number}, is no row: {_first(error)}") from error
+                raise ResultsError(f"{path}, line {number}, is no row: {first_problem(error)}") from error
             if row.error is None or row.key not in latest or latest[row.key].error is not None:
                 latest[row.key] = row
     yield from latest.values()
@@ -186,9 +188,3 @@ def _check_same(started: Config, wanted: Config, folder: Path) -> None:
                 f"{folder} was started with {name} {json.dumps(old)}, not {json.dumps(new)}: "
                 "go on with what it was started with, or name another folder"
             )
-
-
-def _first(error: ValidationError) -> str:
-    detail = error.errors()[0]
-    where = ".".join(map(str, detail["loc"]))
-    return f"{where}: {detail['msg']}" if where else detail["msg"]

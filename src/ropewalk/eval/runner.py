@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import TypeVar
 
 from ropewalk.eval.commit import commit_of
+from ropewalk.eval.errors import told
 from ropewalk.eval.methods import Method
 from ropewalk.eval.results import Config, Facts, Results, Row
 from ropewalk.eval.subjects import Subject, batches
@@ -130,10 +131,7 @@ def _rows(task: Task, method: Method, examples: Sequence[Example], subject: Subj
     try:
         outcomes = outcomes_of(task, examples, subject)
     except Exception as error:
-        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        # What ran out of memory is still held by the error's frames.
-        error.__traceback__ = None
-        gc.collect()
+        problem = recorded(error)
     if outcomes is None and len(examples) > 1:
         for example in examples:
             yield from _rows(task, method, [example], subject, facts)
@@ -155,6 +153,14 @@ def _rows(task: Task, method: Method, examples: Sequence[Example], subject: Subj
             error=problem,
             facts=facts,
         )
+
+
+def recorded(error: Exception) -> str:
+    """An error as rows hold it. What it held is let go: what ran out of memory is still in its frames."""
+    problem = told(error, 500)
+    error.__traceback__ = None
+    gc.collect()
+    return problem
 
 
 def outcomes_of(task: Task, examples: Sequence[Example], subject: Subject) -> list[Outcome]:

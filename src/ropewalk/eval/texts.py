@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.data import alice
+from ropewalk.eval.errors import told
 
 # Row by row, a name for the text and the text.
 _Read = Callable[[int, Mapping[str, Any]], tuple[str, str]]
@@ -103,8 +104,7 @@ class _Elsewhere:
             rows = datasets.load_dataset(self.hub, split=self.split)
             return [Text(*self.read(number, row)) for number, row in enumerate(rows)]
         except Exception as error:  # whatever stands between here and the hub
-            reason = " ".join(str(error).split())[:200]
-            raise TextsError(f"{self.hub} cannot be loaded ({type(error).__name__}: {reason}): {otherwise}") from error
+            raise TextsError(f"{self.hub} cannot be loaded ({told(error)}): {otherwise}") from error
 
 
 def _alice(data_dir: Path | None) -> list[Text]:

@@ -10,7 +10,7 @@ import typer
 
 from ropewalk.cli import model_options
 from ropewalk.cli.errors import UserError
-from ropewalk.cli.eval.run import Run, evaluate, lengths_of, settings_of, with_run_options
+from ropewalk.cli.eval.run import Run, evaluate, length_of, settings_of, with_run_options
 
 
 @with_run_options
@@ -43,10 +43,9 @@ def leval(
     names = [name.strip() for name in tasks.split(",")] if tasks is not None else default_tasks(mode)  # type: ignore[arg-type]
     for name in names:
         model_options.choice("--tasks", name, NAMES)
-    [tokens, *more] = lengths_of(length, "--length")
-    if more:
-        raise UserError(f"--length is one number of tokens, got {length!r}")
-    settings = settings_of(LEvalSettings, mode=mode, tasks=names, length=tokens, new_tokens=new_tokens, chat=chat)
+    settings = settings_of(
+        LEvalSettings, mode=mode, tasks=names, length=length_of(length), new_tokens=new_tokens, chat=chat
+    )
     loading = run.loading()
     try:
         task = LEval(settings, data_dir)

@@ -9,7 +9,7 @@ import typer
 
 from ropewalk.cli import model_options
 from ropewalk.cli.errors import UserError
-from ropewalk.cli.eval.run import Run, evaluate, lengths_of, settings_of, with_run_options
+from ropewalk.cli.eval.run import Run, evaluate, length_of, settings_of, with_run_options
 
 
 @with_run_options
@@ -47,10 +47,7 @@ def longbench(
     names = list(KINDS) if tasks is None else [name.strip() for name in tasks.split(",")]
     for name in names:
         model_options.choice("--tasks", name, KINDS)
-    [tokens, *more] = lengths_of(length, "--length")
-    if more:
-        raise UserError(f"--length is one number of tokens, got {length!r}")
-    settings = settings_of(LongBenchSettings, tasks=names, subset=subset, length=tokens, chat=chat)
+    settings = settings_of(LongBenchSettings, tasks=names, subset=subset, length=length_of(length), chat=chat)
     loading = run.loading()
     try:
         task = LongBench(settings, data_dir)

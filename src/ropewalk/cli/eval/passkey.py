@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ropewalk.cli.errors import UserError
-from ropewalk.cli.eval.run import Run, depths_of, evaluate, lengths_of, settings_of, with_run_options
+from ropewalk.cli.eval.run import Run, depths_of, evaluate, length_of, lengths_of, settings_of, with_run_options
 
 
 @with_run_options
@@ -49,9 +48,9 @@ def passkey_length(
     """Pass keys of more and more digits, at one length (SelfExtend, section 4.7, figure 6)."""
     from ropewalk.eval.tasks.passkey_length import PasskeyLength, PasskeyLengthSettings
 
-    numbers, [tokens, *more] = lengths_of(digits, "--digits"), lengths_of(length, "--length")
-    if more:
-        raise UserError(f"--length is one number of tokens, got {length!r}")
-    settings = settings_of(PasskeyLengthSettings, digits=numbers, length=tokens, samples=samples, seed=run.seed)
+    numbers = lengths_of(digits, "--digits")
+    settings = settings_of(
+        PasskeyLengthSettings, digits=numbers, length=length_of(length), samples=samples, seed=run.seed
+    )
     loading = run.loading()
     evaluate(PasskeyLength(settings), run, loading)

@@ -78,6 +78,11 @@ class Run:
     trust_remote_code: TrustRemoteCodeOption = False
     verbose: VerboseOption = False
 
+    @property
+    def methods(self) -> list[str]:
+        """What was asked for, or what is compared by default."""
+        return self.method or ["unmodified", "selfextend"]
+
     def loading(self) -> Loading:
         return Loading(self)
 
@@ -132,12 +137,11 @@ def evaluate(task: Task, run: Run, loading: Loading) -> None:
     from ropewalk.eval import runner
     from ropewalk.eval.results import Results, ResultsError
 
-    texts = run.method or [ways.UNMODIFIED, "selfextend"]
     try:
-        ways.parse_all(texts, 1, 8192)  # a mistyped one is found before the model is loaded
+        ways.parse_all(run.methods, 1, 8192)  # a mistyped one is found before the model is loaded
         with sharing(run) as share, model_options.running(loading.verbose):
             subject, window = loading()
-            chosen = ways.parse_all(texts, task.longest, window)
+            chosen = ways.parse_all(run.methods, task.longest, window)
             config = runner.config_of(task, chosen, subject, run.seed, window)
             results = Results(run.output, config, share.index)
             facts = runner.facts_of(subject, run.seed)
@@ -226,6 +230,14 @@ def lengths_of(text: str, option: str = "--lengths") -> list[int]:
             raise UserError(f"{option} must be whole numbers such as 4096 or 16k, got {part.strip()!r}")
         lengths.append(length)
     return lengths
+
+
+def length_of(text: str) -> int:
+    """Of the option --length."""
+    [length, *more] = lengths_of(text, "--length")
+    if more:
+        raise UserError(f"--length is one number of tokens, got {text!r}")
+    return length
 
 
 def depths_of(text: str) -> list[float]:

@@ -42,15 +42,14 @@ def short(
     names = list(dict.fromkeys(name.strip() for name in tasks.split(",")))
     for name in names:
         model_options.choice("--tasks", name, task.BENCHMARKS)
-    texts = run.method or [ways.UNMODIFIED, "selfextend"]
     loading = run.loading()
     try:
-        ways.parse_all(texts, 1, 8192)  # a mistyped one is found before anything is loaded
+        ways.parse_all(run.methods, 1, 8192)  # a mistyped one is found before anything is loaded
         with sharing(run) as share, model_options.running(loading.verbose):
             loaded = task.load(names, data_dir)
             _say_shots(loaded)
             subject, window = loading()
-            chosen = ways.parse_all(texts, _TIMES * window, window)
+            chosen = ways.parse_all(run.methods, _TIMES * window, window)
             config = Config(
                 task=task.NAME,
                 version=task.VERSION,

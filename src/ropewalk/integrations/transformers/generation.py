@@ -107,11 +107,11 @@ def prefill(
     done = cache.get_seq_length()
     report = on_progress or (lambda done, total: None)
     report(done, total)
+    positions = None if attention_mask is None else (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
     while done < total:
         end = min(done + chunk, total)
-        if attention_mask is not None:
+        if attention_mask is not None and positions is not None:
             options["attention_mask"] = attention_mask[:, :end].to(model.device)
-            positions = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
             options["position_ids"] = positions[:, done:end].to(model.device)
         model(input_ids=input_ids[:, done:end].to(model.device), **options)
         done = end
@@ -235,7 +235,8 @@ def _answer(
     decode_seconds: float,
 ) -> Answer:
     """Of one row, whose tokens after its end are the batch's."""
-    end = next((i for i, token in enumerate(new) if token in _ends(settings)), None)
+    ends = _ends(settings)
+    end = next((i for i, token in enumerate(new) if token in ends), None)
     new = new if end is None else new[: end + 1]
     text = _decode(tokenizer, new)
     stopped = stop is not None and stop in text

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from ropewalk.eval.errors import told
 from ropewalk.eval.tasks.leval.exams import ExamName
 from ropewalk.eval.texts import TextsError
 
@@ -72,9 +73,8 @@ def _from_hub(name: ExamName) -> bytes:
         hub: Any = import_module("huggingface_hub")
         return Path(hub.hf_hub_download(_HUB, file, repo_type="dataset")).read_bytes()
     except Exception as error:  # whatever stands between here and the hub
-        reason = " ".join(str(error).split())[:200]
         raise TextsError(
-            f"{file} of {_HUB} cannot be loaded ({type(error).__name__}: {reason}): "
+            f"{file} of {_HUB} cannot be loaded ({told(error)}): "
             f"name a folder that holds {_FOLDER}/{name}.jsonl by --data-dir"
         ) from error
 

@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ropewalk.eval.errors import first_problem, told
+
 Subset = Literal["full", "mini"]
 SUBSETS: tuple[Subset, ...] = get_args(Subset)
 
@@ -84,10 +86,9 @@ def records(file: bytes, name: str) -> list[Record]:
         try:
             found.append(Record.model_validate_json(line))
         except ValidationError as error:
-            detail = error.errors()[0]
-            where = ".".join(map(str, detail["loc"]))
-            reason = f"{where}: {detail['msg']}" if where else detail["msg"]
-            raise LongBenchError(f"{name}.jsonl, line {number}, is no example of LongBench: {reason}") from error
+            raise LongBenchError(
+                f"{name}.jsonl, line {number}, is no example of LongBench: {first_problem(error)}"
+            ) from error
     return found
 
 
@@ -112,8 +113,7 @@ def _from_hub(tasks: Sequence[str], place: _Place) -> dict[str, bytes]:
     except KeyError as error:
         raise LongBenchError(f"{_ZIP} of {place.hub} holds no {error.args[0]}") from error
     except Exception as error:  # whatever stands between here and the hub
-        reason = " ".join(str(error).split())[:200]
         raise LongBenchError(
-            f"{place.hub} cannot be loaded ({type(error).__name__}: {reason}): "
+            f"{place.hub} cannot be loaded ({told(error)}): "
             f"name a folder that holds {place.folder}/TASK.jsonl by --data-dir"
         ) from error

@@ -3,7 +3,6 @@ again."""
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Sequence
 from time import perf_counter
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 from ropewalk.eval.infinite import Infinite
 from ropewalk.eval.methods import Method
 from ropewalk.eval.results import Facts, Results, Row
-from ropewalk.eval.runner import ALL, Counts, OnRow, Share
-from ropewalk.eval.subjects import Subject
+from ropewalk.eval.runner import ALL, Counts, OnRow, Share, recorded
+from ropewalk.eval.subjects import Subject, batches
 from ropewalk.eval.tasks.short.harness import HarnessTask
 
 NAME = "short"
@@ -61,8 +60,8 @@ def run(
             continue
         with subject.under(method):
             for task, left in pending:
-                for first in range(0, len(left), batch_size):
-                    for row in _rows(task, method, left[first : first + batch_size], subject, language_model, facts):
+                for batch in batches(left, batch_size):
+                    for row in _rows(task, method, batch, subject, language_model, facts):
                         results.add(row)
                         done, failed = done + 1, failed + (row.error is not None)
                         if on_row is not None:
@@ -90,10 +89,7 @@ def _rows(
         task.ask(language_model, [request for _, requests in questions for request in requests])
         scores = [task.scores(requests) for _, requests in questions]
     except Exception as error:
-        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        # What ran out of memory is still held by the error's frames.
-        error.__traceback__ = None
-        gc.collect()
+        problem = recorded(error)
         scores = [{} for _ in questions]
     seconds = round((perf_counter() - began) / len(questions), 3)
     for (name, requests), its in zip(questions, scores, strict=True):
