@@ -1,7 +1,7 @@
 """Several processes that share a run: one a GPU, or so many on a CPU.
 
-Each knows its place from the variables that torchrun and `accelerate launch` set, so these can start them too, on
-several machines that share a folder.
+Each knows its place from the variables that torchrun sets, so that can start them too, on several machines that share a
+folder.
 """
 
 from __future__ import annotations
