@@ -106,8 +106,9 @@ def _problem(x: Tensor, cosine: Tensor, sine: Tensor, rotary: Rotary, out: Tenso
         return f"a rotary embedding of {rotary.dim} dimensions from {rotary.offset} on does not fit {x.shape[-1]}"
     if out.shape != x.shape or out.dtype != x.dtype:
         return f"out must be {x.dtype} {tuple(x.shape)}, got {out.dtype} {tuple(out.shape)}"
-    if any(y.stride(-1) != 1 and y.shape[-1] > 1 for y in (x, out, cosine, sine)):
-        return "the last stride of every tensor must be 1"
+    for y in (x, out, cosine, sine):
+        if y.stride(-1) != 1 and y.shape[-1] > 1:
+            return "the last stride of every tensor must be 1"
     return None
 
 
