@@ -119,7 +119,7 @@ class Model:
             shared = {one.name: getattr(self, one.name) for one in fields(Model)}
             yield InBlocks(**shared, window=method.change.window)
             return
-        with method.enter(self.loaded.model, self.trained_window):
+        with _without_plans(), method.enter(self.loaded.model, self.trained_window):
             yield self
 
     def encode(self, text: str, chat: bool = False) -> list[int]:
@@ -237,6 +237,13 @@ def batches(
         batch.append(item)
     if batch:
         yield batch
+
+
+def _without_plans() -> AbstractContextManager[None]:
+    """torch's own attention by any kernel but cuDNN's, which plans each length anew: milliseconds a layer and step."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def _asked_alike(one: Prompt, other: Prompt) -> bool:

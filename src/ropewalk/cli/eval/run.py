@@ -54,6 +54,14 @@ LimitOption = Annotated[
 BatchSizeOption = Annotated[
     int, typer.Option(min=1, help="Prompts or passages that are asked together.", rich_help_panel=_RUN)
 ]
+ChunkOption = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Tokens of each text read in one pass: more are faster on a GPU, fewer need less memory.",
+        rich_help_panel=_RUN,
+    ),
+]
 ProcessesOption = Annotated[
     int | None,
     typer.Option(min=1, help="Processes that share the examples. \\[default: one a GPU]", rich_help_panel=_RUN),
@@ -70,6 +78,7 @@ class Run:
     limit: LimitOption = None
     seed: SeedOption = 0
     batch_size: BatchSizeOption = 1
+    chunk: ChunkOption = 2048
     processes: ProcessesOption = None
     model: ModelOption = None
     trained_window: TrainedWindowOption = None
@@ -123,7 +132,7 @@ class Loading:
 
             loaded = model_options.load_model(source, run.dtype, run.device, run.trust_remote_code, run.verbose)
             window = model_options.window_of(loaded, run.trained_window)
-            return Model(loaded, window, weights_hash(loaded), run.batch_size), window
+            return Model(loaded, window, weights_hash(loaded), run.batch_size, run.chunk), window
 
         self._load = load
 
