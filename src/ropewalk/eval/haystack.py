@@ -14,9 +14,13 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from ropewalk.data import alice
+from ropewalk.eval.fitting import most_that_fit
 
 # Number of tokens of a text, special tokens included.
 TokenCounter = Callable[[str], int]
+
+# Units that are counted first, for how many tokens one has: few are counted fast.
+_FIRST_GUESS = 32
 
 # Each line of filler is one unit of text, as each paragraph of a book is: the needle has a line of its own. A small
 # model answers a needle that hides inside of a line much worse.
@@ -175,26 +179,12 @@ def _hide(
     def length(number: int) -> int:
         return count("".join(parts(number)))
 
-    if length(0) > tokens:
-        raise ValueError(f"a prompt of {tokens} tokens is too short: the question alone has {length(0)}")
-    number = _largest(lambda number: length(number) <= tokens, len(units))
+    least = length(0)
+    if least > tokens:
+        raise ValueError(f"a prompt of {tokens} tokens is too short: the question alone has {least}")
+    number = most_that_fit(length, tokens, len(units), _FIRST_GUESS, least)
     before, after = parts(number)
     prompt = before + after
     position = len(before) + after.index(answer)
     total = count(prompt)
     return Haystack(prompt, needle, question, answer, depth, total, total - count(prompt[:position]))
-
-
-def _largest(fits: Callable[[int], bool], limit: int) -> int:
-    """Largest number up to `limit` that fits, if 0 does and what fits is at the beginning."""
-    reached, beyond = 0, 1
-    while beyond <= limit and fits(beyond):
-        reached, beyond = beyond, 2 * beyond
-    beyond = min(beyond, limit + 1)
-    while beyond - reached > 1:
-        middle = (reached + beyond) // 2
-        if fits(middle):
-            reached = middle
-        else:
-            beyond = middle
-    return reached

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from ropewalk.eval.fitting import most_that_fit
 from ropewalk.eval.subjects import Passage, Subject
 
 # Of English text: a first guess, soon replaced by the text's own.
@@ -34,22 +35,9 @@ def longest_part(text: str, count: Callable[[str], int], limit: int, tail: bool 
     if least > limit:
         raise ValueError(f"{limit} tokens are too few: the prompt has {least} without any of its text")
     room = limit - least
-    reached, beyond = 0, len(words) + 1
     # A word is rarely less than a token: with fewer words than room, all of them may well fit.
     guess = len(words) if len(words) <= room else int(_WORDS_PER_TOKEN * room)
-    while beyond - reached > 1:
-        guess = min(max(guess, reached + 1), beyond - 1)
-        tokens = count(part(guess))
-        if tokens <= limit:
-            reached = guess
-        else:
-            beyond = guess
-        if tokens == limit:
-            break
-        # As many words as the tokens that are left, or too many, should be; at least one.
-        step = int((limit - tokens) * guess / max(1, tokens - least))
-        guess += step or (1 if tokens < limit else -1)
-    return part(reached)
+    return part(most_that_fit(lambda number: count(part(number)), limit, len(words), guess, least))
 
 
 def chats(subject: Subject) -> bool:

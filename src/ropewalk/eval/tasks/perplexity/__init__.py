@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import InitVar, dataclass, field
 from itertools import pairwise
@@ -117,6 +118,7 @@ class Perplexity:
         "perplexity": Metric("perplexity", higher_is_better=False, pooled=("nll", "tokens"))
     }
     _examples: dict[str, tuple[Text, int]] = field(default_factory=dict, init=False, repr=False)
+    _tokens: dict[tuple[str, str], tuple[list[int], array[int]]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self, data_dir: Path | None) -> None:
         books = texts(self.settings.text, data_dir)
@@ -138,8 +140,7 @@ class Perplexity:
 
     def prepare(self, example: Example, subject: Subject) -> Scoring:
         book, length = self._examples[example.name]
-        special, tokens = encode_apart(subject, book.text)
-        tokens = tokens[: self.settings.tokens]
+        special, tokens = self._encoded(book, subject)
         if len(special) + len(tokens) < self.longest:
             raise ValueError(f"{book.name} has {len(special) + len(tokens)} tokens, and {self.longest} are needed")
         if self.settings.mode == "positions":
@@ -155,6 +156,15 @@ class Perplexity:
             for window in self._windows(len(tokens), length, len(special))
         )
         return Scoring(passages, lambda scores: Outcome(length, _pooled(_finite(scores))))
+
+    def _encoded(self, book: Text, subject: Subject) -> tuple[list[int], list[int]]:
+        """Special tokens, and a book's. Its windows are many, and reading them takes less time than encoding a book."""
+        key = (subject.weights_hash, book.name)
+        if key not in self._tokens:
+            special, tokens = encode_apart(subject, book.text)
+            self._tokens[key] = special, array("I", tokens[: self.settings.tokens])
+        special, kept = self._tokens[key]
+        return special, kept.tolist()
 
     def _windows(self, tokens: int, length: int, special: int) -> list[Window]:
         stride, count = self.settings.stride, self.settings.windows
