@@ -111,7 +111,11 @@ class Model:
 
     @property
     def device(self) -> str:
-        return self.loaded.device
+        """What kind it is: which of several GPUs computes something makes no difference, and another kind may."""
+        import torch
+
+        device = torch.device(self.loaded.device)
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
     @contextmanager
     def under(self, method: Method) -> Iterator[Subject]:
