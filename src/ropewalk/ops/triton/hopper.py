@@ -153,20 +153,20 @@ def _launch(config: HopperConfig, head_dim: int, dtype: torch.dtype, device: tor
 def descriptor(x: Tensor, *block: int) -> TensorDescriptor:
     """x (..., tokens, head_dim) as tiles of so many tokens, or of `block` in the dimensions before the last. What lies
     past the end reads as zero. x must be such that `can_be_described`."""
-    kind = (x.ndim, x.dtype, x.shape[-1], block)
-    if kind not in _described:
-        whole = [1] * (x.ndim - 1 - len(block)) + [*block, x.shape[-1]]
-        _described[kind] = TensorDescriptor(
-            x[(slice(0, 1),) * (x.ndim - 1)], [1] * x.ndim, list(x.stride()), whole, _layout(tuple(whole), x.dtype)
-        ).__dict__
-    # Its own checks of each tensor would be a third of what a call costs the host.
+    # Checking each tensor anew, as making a descriptor does, would be a third of what a call costs the host.
     made = object.__new__(TensorDescriptor)
-    made.__dict__.update(_described[kind], base=x, shape=list(x.shape), strides=list(x.stride()))
+    made.__dict__.update(_alike(x.ndim, x.dtype, x.shape[-1], block))
+    made.__dict__.update(base=x, shape=list(x.shape), strides=list(x.stride()))
     return made
 
 
-# What descriptors of one kind have in common.
-_described: dict[tuple[int, torch.dtype, int, tuple[int, ...]], dict[str, object]] = {}
+@cache
+def _alike(dimensions: int, dtype: torch.dtype, head_dim: int, block: tuple[int, ...]) -> dict[str, object]:
+    """What the descriptors of such tensors have in common, checked on a small one."""
+    whole = [1] * (dimensions - 1 - len(block)) + [*block, head_dim]
+    x = torch.empty((1,) * (dimensions - 1) + (head_dim,), dtype=dtype, device="cpu")
+    made = TensorDescriptor(x, list(x.shape), list(x.stride()), whole, _layout(tuple(whole), dtype))
+    return {name: value for name, value in vars(made).items() if name not in ("base", "shape", "strides")}
 
 
 @cache
