@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from importlib.metadata import version
 
 import pytest
 from typer.testing import CliRunner
@@ -25,17 +28,44 @@ def data(tmp_path):
 
 def test_a_run_and_the_same_again(data, tmp_path):
     arguments = ["--tasks", "gsm8k", "--data-dir", data, "-o", tmp_path / "out"]
-    first = run(*arguments, "--limit", "3")
+    first = run(*arguments, "--limit", "3")  # the questions 0, 2 and 4 of 7
     assert first.exit_code == 0, first.output
     assert first.stdout == f"6 examples done: {tmp_path / 'out'}\n"
     assert "no training questions of gsm8k: their shots are other questions" in first.stderr
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["settings"]["shots_from"] == {"gsm8k": "test"}
+    settings = config["settings"]
+    assert (settings["shots_from"], settings["questions"], settings["lm_eval"]) == (
+        {"gsm8k": "test"},
+        None,
+        version("lm-eval"),
+    )
     # Four windows of the stand-in.
     assert config["methods"] == ["unmodified", "selfextend(group_size=11, window=1023)"]
     rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
-    assert all(row["facts"]["versions"]["lm_eval"] and row["prompt_tokens"] for row in rows)
+    assert [row["example"] for row in rows] == ["gsm8k-0", "gsm8k-2", "gsm8k-4"] * 2
+    assert all(row["prompt_tokens"] for row in rows)
     assert run(*arguments).stdout.startswith("6 were there already, 8 examples done")
+
+
+def test_the_first_questions(data, tmp_path):
+    arguments = ["--tasks", "gsm8k", "--data-dir", data, "-o", tmp_path / "out"]
+    assert run(*arguments, "--questions", "2").stdout.startswith("4 examples done")
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())["settings"]
+    assert (settings["questions"], settings["asked"]) == (2, {"gsm8k": 2})
+    assert run(*arguments, "--questions", "2").stdout.startswith("4 were there already, 0 examples done")
+    assert "was started with settings" in run(*arguments, "--questions", "3").stderr
+
+
+def test_processes_share_the_questions_and_one_says_the_note(data, tmp_path):
+    command = [sys.executable, "-m", "ropewalk", "eval", "short", "--model", "dummy", "--processes", "2"]
+    arguments = ["--tasks", "gsm8k", "--data-dir", data, "-o", tmp_path / "out", "--questions", "3"]
+    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(line.partition(" examples")[0] for line in done.stdout.splitlines()) == [
+        "process 1 of 2: 4",
+        "process 2 of 2: 2",
+    ]
+    assert done.stderr.count("note: ") == 1
 
 
 def test_a_training_file_makes_another_run(data, tmp_path):
@@ -52,9 +82,10 @@ def test_a_training_file_makes_another_run(data, tmp_path):
     [
         (["--tasks", "gsm8k,helaswag"], "--tasks must be one of arc_challenge, hellaswag, mmlu, truthfulqa_mc2, gsm8k"),
         (["--tasks", "helaswag"], "Did you mean 'hellaswag'?"),
-        (["--method", "selfexend"], "Did you mean 'selfextend'?"),
+        (["--method", "selfexend", "--data-dir", "nowhere"], "Did you mean 'selfextend'?"),
         (["--dtype", "half"], "--dtype must be one of"),
         (["--batch-size", "0"], "--batch-size"),
+        (["--questions", "0"], "--questions"),
         (["--data-dir", "nowhere"], "cannot read nowhere/short/gsm8k/test.jsonl"),
     ],
 )
@@ -66,6 +97,15 @@ def test_bad_input_is_told_before_anything_is_done(data, tmp_path, arguments, me
     assert result.stderr.count("\n") == 1
     assert message in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_infinite_is_refused(data, tmp_path):
+    arguments = ["--tasks", "gsm8k", "--data-dir", data, "--method", "unmodified", "--method", "infinite"]
+    result = run(*arguments, "-o", tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[-1] == (
+        "error: infinite(window=8192) reads texts block by block, which lm-eval's tasks do not: leave it out"
+    )
 
 
 def test_without_lm_eval(monkeypatch, tmp_path):

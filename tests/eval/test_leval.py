@@ -4,7 +4,6 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from ropewalk.eval.runner import outcomes_of
 from ropewalk.eval.subjects import Dummy
 from ropewalk.eval.tasks.base import Generation
 from ropewalk.eval.tasks.leval import LEval, LEvalSettings, default_tasks, option_scores, scores
@@ -74,7 +73,7 @@ def task(data_dir, **settings):
 
 
 def run(one, subject):
-    return {example.name: outcomes_of(one, [example], subject)[0] for example in one.examples()}
+    return {example.name: one.outcomes([example], subject)[0] for example in one.examples()}
 
 
 def prompt_of(one, name, subject=None):

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 from pydantic import ValidationError
 
-from ropewalk.eval.runner import outcomes_of
 from ropewalk.eval.subjects import Dummy
 from ropewalk.eval.tasks.base import Example
 from ropewalk.eval.tasks.longbench import KINDS, LongBench, LongBenchError, LongBenchSettings, shortened
@@ -198,7 +197,7 @@ def test_what_a_summary_is_worth(name, answer, worth):
 def test_outcomes(data_dir):
     subject = Dummy(lambda token_ids: "None, or a lamp")
     one = task(data_dir)
-    outcomes = outcomes_of(one, list(one.examples()), subject)
+    outcomes = one.outcomes(list(one.examples()), subject)
     assert [outcome.scores["score"] for outcome in outcomes] == [0.5, 0.5]
     assert [outcome.target for outcome in outcomes] == ["A lamp", "unanswerable | none"]
     assert outcomes[0].output == "None, or a lamp"

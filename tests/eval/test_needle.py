@@ -1,6 +1,5 @@
 import pytest
 
-from ropewalk.eval.runner import outcomes_of
 from ropewalk.eval.subjects import Dummy
 from ropewalk.eval.tasks.needle import NEEDLE, NEW_TOKENS, Needle, NeedleSettings, hidden, repeated, scores, units
 from ropewalk.eval.texts import Text, TextsError
@@ -41,7 +40,7 @@ def asked(one, subject=None):
     subject = subject or Reading()
     prompts, outcomes = [], []
     for example in one.examples():
-        outcomes += outcomes_of(one, [example], subject)
+        outcomes += one.outcomes([example], subject)
         prompts.append(subject.prompts[-1])
     return prompts, outcomes
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from ropewalk.eval.runner import outcomes_of
 from ropewalk.eval.subjects import Dummy, Model
 from ropewalk.eval.tasks.perplexity import Perplexity, PerplexitySettings, all_windows, some_windows
 from ropewalk.eval.texts import TextsError
@@ -49,7 +48,7 @@ def task(data_dir=None, **settings):
 
 
 def run(one, subject):
-    return [outcomes_of(one, [example], subject)[0] for example in one.examples()]
+    return [one.outcomes([example], subject)[0] for example in one.examples()]
 
 
 @pytest.mark.parametrize("tokens", [64, 65, 79, 80, 81, 500])

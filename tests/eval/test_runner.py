@@ -4,7 +4,7 @@ import pytest
 
 from ropewalk.eval.methods import Method
 from ropewalk.eval.results import Results, read_rows
-from ropewalk.eval.runner import Share, config_of, facts_of, outcomes_of, run, spread
+from ropewalk.eval.runner import Share, config_of, facts_of, run, spread
 from ropewalk.eval.subjects import Dummy
 from ropewalk.eval.tasks.passkey import Passkey, PasskeySettings
 
@@ -16,7 +16,7 @@ def task(**settings):
 
 
 def one_outcome(one, example, subject):
-    return outcomes_of(one, [example], subject)[0]
+    return one.outcomes([example], subject)[0]
 
 
 def start(folder, subject, one=None):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,19 +8,26 @@ pytest.importorskip("lm_eval")
 
 import lm_eval
 import lm_eval.tasks
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.models.dummy import DummyLM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from ropewalk.eval import report
 from ropewalk.eval.methods import Method, parse
-from ropewalk.eval.results import Config, Results, read_rows
-from ropewalk.eval.runner import facts_of
+from ropewalk.eval.report import runs
+from ropewalk.eval.results import Results, read_rows
+from ropewalk.eval.runner import config_of, facts_of, run
 from ropewalk.eval.subjects import Dummy, Model
-from ropewalk.eval.tasks.short import BENCHMARKS, DataError, language_model, load, run, settings_of
+from ropewalk.eval.tasks.short import BENCHMARKS, DataError, Short, ShortSettings, harness
 from ropewalk.eval.tasks.short.files import arc_challenge, hellaswag, mmlu, truthfulqa_mc2
+from ropewalk.eval.tasks.short.harness import load
 from ropewalk.integrations.transformers import models
 from ropewalk.testing.saved import save_tiny_model, tiny_tokenizer
 
-SUBJECTS = [file.stem.removeprefix("mmlu_") for file in Path(lm_eval.tasks.__file__).parent.glob("mmlu/default/mmlu_*")]
+SUBJECTS = sorted(
+    file.stem.removeprefix("mmlu_") for file in Path(lm_eval.tasks.__file__).parent.glob("mmlu/default/mmlu_*")
+)
 PLAIN, OTHER = Method("unmodified"), Method("other")
 
 
@@ -64,42 +72,45 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A subject that computes, and its window."""
+    """A model that computes."""
     folder = save_tiny_model(tmp_path_factory.mktemp("model"), trained_window=2048, eos_token_id=1)
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = "<unk>"  # number 1
     tokenizer.save_pretrained(folder)
-    return Model(models.load(models.find(str(folder)), dtype="float32", device="cpu"), 2048, "hash"), 2048
+    return Model(models.load(models.find(str(folder)), dtype="float32", device="cpu"), 2048, "hash")
 
 
-def start(folder, tasks, subject, methods=(PLAIN,)):
-    config = Config(
-        task="short",
-        version=1,
-        settings=settings_of(tasks).model_dump(),
-        methods=tuple(method.name for method in methods),
-        model=subject.name,
-        model_hash=subject.weights_hash,
-        seed=0,
-    )
-    return Results(folder, config)
+def task(data, *names, **settings):
+    return Short(ShortSettings(tasks=names or tuple(BENCHMARKS), **settings), data)
 
 
-def ask(folder, tasks, subject, window=2048, methods=(PLAIN,), batch_size=1, **options):
-    results, lm = start(folder, tasks, subject, methods), language_model(subject, window, batch_size)
-    counts = run(tasks, methods, subject, lm, results, facts_of(subject, 0), batch_size=batch_size, **options)
+def ask(folder, one, subject, methods=(PLAIN,), **options):
+    results = Results(folder, config_of(one, methods, subject, 0))
+    counts = run(one, methods, subject, results, facts_of(subject, 0), **options)
     return counts, list(read_rows(folder))
 
 
-def shots_of(task, count):
-    return [requests[0].args[0] for requests in task.requests(count, seed=0)]
+def shots_of(one):
+    return [requests[0].args[0] for requests in one.requests]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The names of lm-eval's tasks in each call of a language model."""
+    calls = []
+
+    def ask(model, requests):
+        calls.append([request.task_name for request in requests])
+        harness.ask(model, requests)
+
+    monkeypatch.setattr("ropewalk.eval.tasks.short.ask", ask)
+    return calls
 
 
 def test_every_task_is_asked(data, tmp_path):
-    tasks = load(list(BENCHMARKS), data)
-    assert len(tasks) == 4 + 57
-    counts, rows = ask(tmp_path, tasks, Dummy(), limit=1, methods=(PLAIN, OTHER))
-    assert (counts.done_before, counts.done, counts.failed) == (0, 2 * 61, 0)
+    one = task(data, questions=1)
+    counts, rows = ask(tmp_path, one, Dummy(), methods=(PLAIN, OTHER))
+    assert (counts.done_before, counts.done, counts.failed) == (0, 2 * (4 + 57), 0)
     assert [row.example for row in rows[:2]] == ["arc_challenge-0", "hellaswag-0"]
     assert {tuple(row.cell) for row in rows} == {("task",), ("task", "subject")}
     scores = {row.cell["task"]: set(row.scores) for row in rows}
@@ -117,15 +128,62 @@ def test_every_task_is_asked(data, tmp_path):
 
 
 def test_settings_say_what_was_used(data):
-    settings = settings_of(load(["arc_challenge", "mmlu", "truthfulqa_mc2"], data))
-    assert settings.shots == {"arc_challenge": 25, "mmlu": 5, "truthfulqa_mc2": 0}
-    assert settings.shots_from == {"arc_challenge": "test", "mmlu": "dev", "truthfulqa_mc2": ""}
-    assert settings.questions == {"arc_challenge": 28, "mmlu": 2 * 57, "truthfulqa_mc2": 1}
+    one = task(data, "mmlu", "arc_challenge", "truthfulqa_mc2", "mmlu")
+    assert one.settings.tasks == ("arc_challenge", "mmlu", "truthfulqa_mc2")
+    assert one.settings.shots == {"arc_challenge": 25, "mmlu": 5, "truthfulqa_mc2": 0}
+    assert one.settings.shots_from == {"arc_challenge": "test", "mmlu": "dev", "truthfulqa_mc2": ""}
+    assert one.settings.asked == {"arc_challenge": 28, "mmlu": 2 * 57, "truthfulqa_mc2": 1}
+    assert one.settings.lm_eval == lm_eval.__version__
+    assert one.shots_asked == ["arc_challenge"]
+
+
+def test_a_task_that_is_not_there():
+    with pytest.raises(ValueError, match="no short task 'helaswag'; there are arc_challenge, hellaswag, "):
+        ShortSettings(tasks=("gsm8k", "helaswag"))
+
+
+def test_the_first_questions(data, tmp_path, monkeypatch):
+    one = task(data, "mmlu", "gsm8k", questions=1)
+    assert one.settings.asked == {"mmlu": 57, "gsm8k": 1}
+    assert one.settings.texts == task(data, "mmlu", "gsm8k").settings.texts
+    # A limit is spread over all: 2 of 58. Requests are made for those of their two tasks alone.
+    built = []
+    monkeypatch.setattr(ConfigurableTask, "build_all_requests", counted(ConfigurableTask.build_all_requests, built))
+    _, rows = ask(tmp_path, one, Dummy(), limit=2)
+    assert [row.example for row in rows] == [f"mmlu_{SUBJECTS[0]}-0", f"mmlu_{SUBJECTS[29]}-0"]
+    assert built == [1, 1]
+
+
+def counted(build, built):
+    def building(self, **options):
+        build(self, **options)
+        built.append(len({request.doc_id for request in self.instances}))
+
+    return building
+
+
+def test_a_batch_is_asked_benchmark_by_benchmark(data, asked):
+    one = task(data)
+    wanted = ["gsm8k-1", f"mmlu_{SUBJECTS[0]}-1", f"mmlu_{SUBJECTS[1]}-0", "gsm8k-0", "hellaswag-2"]
+    examples = {example.name: example for example in one.examples()}
+    outcomes = one.outcomes([examples[name] for name in wanted], Dummy())
+    subjects = [f"mmlu_{subject}" for subject in SUBJECTS[:2] for _ in range(4)]
+    assert asked == [["gsm8k"], subjects, ["gsm8k"], ["hellaswag"] * 4]
+    assert [outcome.target.rpartition(" ")[2] for outcome in outcomes] == ["3", "A", "A", "2", "on."]
+
+
+def test_batches_hold_questions_of_one_task_where_they_can(data, asked, tmp_path):
+    ask(tmp_path, task(data, "gsm8k", "hellaswag", "truthfulqa_mc2"), Dummy(batch_size=4))
+    # Of 12 questions of HellaSwag, 1 of TruthfulQA and 8 of GSM8K.
+    assert [(call[0], len(call)) for call in asked] == [
+        *[("hellaswag", 16)] * 3,
+        *[("truthfulqa_mc2", 5), ("gsm8k", 3), ("gsm8k", 4), ("gsm8k", 1)],
+    ]
 
 
 def test_the_hash_is_of_the_questions_and_of_the_shots(data, tmp_path):
     def hash_of(folder):
-        return settings_of(load(["arc_challenge"], folder)).texts["arc_challenge"]
+        return task(folder, "arc_challenge").settings.texts["arc_challenge"]
 
     files = tmp_path / "short" / "arc"
     write_lines(files / "ARC-Challenge-Test.jsonl", map(arc_line, range(28)))
@@ -137,33 +195,34 @@ def test_the_hash_is_of_the_questions_and_of_the_shots(data, tmp_path):
 
 
 def test_shots_are_from_the_training_questions_where_there_are_any(data, tmp_path):
-    [task] = load(["arc_challenge"], data)
-    assert task.shots_are_asked
-    for i, prompt in enumerate(shots_of(task, 28)):
+    [one] = load(["arc_challenge"], data)
+    assert one.shots_are_asked
+    for i, prompt in enumerate(shots_of(one)):
         assert prompt.count("Question:") == 26
         assert prompt.count(f"What is {i} + 1?") == 1  # not among its own shots
     write_lines(tmp_path / "short" / "arc" / "ARC-Challenge-Test.jsonl", map(arc_line, range(28)))
     write_lines(tmp_path / "short" / "arc" / "ARC-Challenge-Train.jsonl", map(arc_line, range(100, 130)))
-    [task] = load(["arc_challenge"], tmp_path)
-    assert (task.shots_are_asked, task.shots_from) == (False, "train")
-    assert all(prompt.count("What is 1") > 24 for prompt in shots_of(task, 2))
+    [one] = load(["arc_challenge"], tmp_path, questions=2)
+    assert (one.shots_are_asked, one.shots_from) == (False, "train")
+    assert [prompt.count("What is 1") > 24 for prompt in shots_of(one)] == [True, True]
 
 
 def test_shots_do_not_depend_on_how_many_are_asked(data):
-    [task] = load(["gsm8k"], data)
-    assert shots_of(task, 8)[:3] == shots_of(task, 3)
-    assert shots_of(task, 3) != [requests[0].args[0] for requests in task.requests(3, seed=1)]
+    [all_of_them], [few], [others] = (
+        load(["gsm8k"], data, questions, seed) for questions, seed in ((None, 0), (3, 0), (3, 1))
+    )
+    assert shots_of(all_of_them)[:3] == shots_of(few)
+    assert len(shots_of(all_of_them)) == 8
+    assert shots_of(few) != shots_of(others)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_scores_are_those_of_lm_eval(data, tiny, tmp_path, batch_size):
-    subject, window = tiny
     names = ["arc_challenge", "hellaswag", "truthfulqa_mc2", "gsm8k"]
-    _, rows = ask(tmp_path, load(names, data), subject, window, limit=3, batch_size=batch_size)
-    model, tokenizer = subject.loaded.model, subject.loaded.tokenizer
+    _, rows = ask(tmp_path, task(data, *names, questions=3), replace(tiny, batch_size=batch_size))
     there = lm_eval.simple_evaluate(
-        HFLM(pretrained=model, tokenizer=tokenizer, max_length=window),
-        tasks=[task.task for task in load(names, data)],
+        HFLM(pretrained=tiny.loaded.model, tokenizer=tiny.loaded.tokenizer, max_length=tiny.trained_window),
+        tasks=[one.task for one in load(names, data)],
         limit=3,
         fewshot_random_seed=0,
         bootstrap_iters=0,
@@ -189,12 +248,20 @@ def test_scores_are_those_of_lm_eval(data, tiny, tmp_path, batch_size):
 
 
 @pytest.mark.filterwarnings("ignore:a text of .* tokens uses relative positions")
-def test_a_method_changes_the_answers(data, tiny, tmp_path):
-    subject, window = tiny
+def test_a_method_changes_the_answers(data, tiny, tmp_path, monkeypatch):
+    made = []
+
+    class Counted(HFLM):
+        def __init__(self, **options):
+            made.append(options["pretrained"])
+            super().__init__(**options)
+
+    monkeypatch.setattr("lm_eval.models.huggingface.HFLM", Counted)
     # Prompts of some 150 tokens, most of them past the neighbor window.
     maps = "selfextend(group_size=1, window=8)", "selfextend(group_size=32, window=2)"
-    methods = PLAIN, *(parse(text, 1, window) for text in maps)
-    _, rows = ask(tmp_path, load(["gsm8k"], data), subject, window, methods, limit=3)
+    methods = PLAIN, *(parse(text, 1, tiny.trained_window) for text in maps)
+    _, rows = ask(tmp_path, task(data, "gsm8k", questions=3), tiny, methods)
+    assert made == [tiny.loaded.model]
     outputs = [[row.output for row in rows if row.method == method.name] for method in methods]
     assert outputs[0] == outputs[1] != outputs[2]
 
@@ -202,36 +269,50 @@ def test_a_method_changes_the_answers(data, tiny, tmp_path):
 def test_a_stopped_run_goes_on(data, tmp_path):
     class Stopped(Dummy):
         def encode(self, text):
-            if len(list(read_rows(tmp_path))) == 5:
+            if len(list(read_rows(tmp_path))) == 6:
                 raise KeyboardInterrupt
             return super().encode(text)
 
-    tasks = load(["gsm8k", "arc_challenge"], data)
+    one = task(data, "gsm8k", "arc_challenge")
     with pytest.raises(KeyboardInterrupt):
-        ask(tmp_path, tasks, Stopped(), batch_size=3)
+        ask(tmp_path, one, Stopped(batch_size=3))
     before = (tmp_path / "results.jsonl").read_text()
-    counts, rows = ask(tmp_path, tasks, Dummy(), batch_size=4)
-    assert (counts.done_before, counts.done, len(rows)) == (5, 31, 36)
+    counts, rows = ask(tmp_path, one, Dummy(batch_size=4))
+    assert (counts.done_before, counts.done, len(rows)) == (6, 30, 36)
     assert (tmp_path / "results.jsonl").read_text().startswith(before)
     assert len({row.key for row in rows}) == 36
 
 
-def test_questions_that_fail_are_recorded(data, tmp_path):
-    tasks, subject = load(["gsm8k"], data), Dummy()
-    lm = language_model(subject, 2048, 3)
-    answers = lm.generate_until
+def test_questions_that_fail_are_recorded(data, tmp_path, monkeypatch):
+    one, subject = task(data, "gsm8k"), Dummy(batch_size=3)
+    answers = DummyLM.generate_until
 
-    def generate_until(requests, **options):
+    def generate_until(self, requests, **options):
         if any(request.doc_id == 4 for request in requests):
             raise RuntimeError("out of\nmemory")
-        return answers(requests, **options)
+        return answers(self, requests, **options)
 
-    lm.generate_until = generate_until
-    counts = run(tasks, [PLAIN], subject, lm, start(tmp_path, tasks, subject), facts_of(subject, 0), batch_size=3)
-    assert (counts.done, counts.failed) == (5, 3)
-    errors = {row.example: row.error for row in read_rows(tmp_path) if row.error}
-    assert errors == {f"gsm8k-{i}": "RuntimeError: out of memory" for i in (3, 4, 5)}
-    assert ask(tmp_path, tasks, subject)[0].done == 3
+    monkeypatch.setattr(DummyLM, "generate_until", generate_until)
+    counts, rows = ask(tmp_path, one, subject)
+    assert (counts.done, counts.failed) == (7, 1)
+    assert {row.example: row.error for row in rows if row.error} == {"gsm8k-4": "RuntimeError: out of memory"}
+    monkeypatch.undo()
+    assert ask(tmp_path, one, subject)[0].done == 1
+
+
+def test_infinite_is_refused_before_anything_is_asked(data, tmp_path):
+    methods = PLAIN, parse("infinite(window=64)", 1, 2048)
+    with pytest.raises(ValueError, match=r"^infinite\(window=64\) reads texts block by block, .* leave it out$"):
+        ask(tmp_path, task(data, "gsm8k"), Dummy(), methods)
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_a_report_shows_all_scores_by_task(data, tmp_path):
+    ask(tmp_path, task(data, "arc_challenge", "gsm8k", questions=2), Dummy())
+    (section,) = report.build([runs.read(tmp_path)]).sections
+    names = "Acc", "Acc norm", "Exact match,flexible-extract", "Exact match,strict-match"
+    assert sorted(table.caption for table in section.tables) == [f"{name} by task" for name in names]
+    assert all("better" not in table.note for table in section.tables)
 
 
 def test_files_become_what_the_hub_has(data):

@@ -14,7 +14,7 @@ from ropewalk.eval.errors import told
 from ropewalk.eval.methods import Method
 from ropewalk.eval.results import Config, Facts, Results, Row
 from ropewalk.eval.subjects import Subject, batches
-from ropewalk.eval.tasks.base import Example, Generation, Outcome, Scoring, Task
+from ropewalk.eval.tasks.base import Example, Outcome, Task
 
 T = TypeVar("T")
 
@@ -94,7 +94,10 @@ def run(
 
     Raises:
         UnsupportedModelError: a method does not take the model.
+        ValueError: the task does not take a method.
     """
+    for method in methods:
+        task.check(method)
     examples = share.of(sorted(spread(list(task.examples()), limit), key=lambda example: example.tokens))
     pending = {
         method: [example for example in examples if (method.name, example.name) not in results.done]
@@ -129,7 +132,7 @@ def _rows(task: Task, method: Method, examples: Sequence[Example], subject: Subj
     outcomes: list[Outcome] | None = None
     problem: str | None = None
     try:
-        outcomes = outcomes_of(task, examples, subject)
+        outcomes = task.outcomes(examples, subject)
     except Exception as error:
         problem = recorded(error)
     if outcomes is None and len(examples) > 1:
@@ -161,17 +164,3 @@ def recorded(error: Exception) -> str:
     error.__traceback__ = None
     gc.collect()
     return problem
-
-
-def outcomes_of(task: Task, examples: Sequence[Example], subject: Subject) -> list[Outcome]:
-    """Of a batch. All examples of a task are of one kind."""
-    prepared = [task.prepare(example, subject) for example in examples]
-    generations = [one for one in prepared if isinstance(one, Generation)]
-    scorings = [one for one in prepared if isinstance(one, Scoring)]
-    if generations and scorings:
-        raise TypeError(f"{task.name} has examples of both kinds")
-    if generations:
-        answers = subject.answers([one.prompt for one in generations])
-        return [one.outcome(answer) for one, answer in zip(generations, answers, strict=True)]
-    scores = iter(subject.log_likelihoods([passage for one in scorings for passage in one.passages]))
-    return [one.outcome([next(scores) for _ in one.passages]) for one in scorings]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, Scoring, Settings, Task
+from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, PreparedTask, Scoring, Settings, Task
 from ropewalk.eval.tasks.leval import LEval
 from ropewalk.eval.tasks.longbench import LongBench
 from ropewalk.eval.tasks.needle import Needle
 from ropewalk.eval.tasks.passkey import Passkey
 from ropewalk.eval.tasks.passkey_length import PasskeyLength
 from ropewalk.eval.tasks.perplexity import Perplexity
+from ropewalk.eval.tasks.short import Short
 
 TASKS: dict[str, type[Task]] = {
     "passkey": Passkey,
@@ -17,6 +18,7 @@ TASKS: dict[str, type[Task]] = {
     "needle": Needle,
     "leval": LEval,
     "longbench": LongBench,
+    "short": Short,
 }
 
 __all__ = [
@@ -31,7 +33,9 @@ __all__ = [
     "Passkey",
     "PasskeyLength",
     "Perplexity",
+    "PreparedTask",
     "Scoring",
     "Settings",
+    "Short",
     "Task",
 ]

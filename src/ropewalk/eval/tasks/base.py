@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from ropewalk.eval.subjects import Passage, Prompt, Subject
+
+if TYPE_CHECKING:
+    from ropewalk.eval.methods import Method
 
 
 class Settings(BaseModel):
@@ -82,14 +86,43 @@ class Task(Protocol):
     @property
     def settings(self) -> Settings: ...
     @property
-    def longest(self) -> int:
-        """Tokens of the longest example, its answer included."""
+    def longest(self) -> int | None:
+        """Tokens of the longest example, its answer included; None if all fit the trained window."""
         ...
 
     def examples(self) -> Iterable[Example]:
         """All examples, in the order of their definition."""
         ...
 
-    def prepare(self, example: Example, subject: Subject) -> Generation | Scoring:
-        """Writes the example out in the subject's tokens. The runner asks, many at a time, and has them scored."""
+    def check(self, method: Method) -> None:
+        """Raises ValueError: the examples cannot be asked under this method."""
         ...
+
+    def outcomes(self, examples: Sequence[Example], subject: Subject) -> list[Outcome]:
+        """Asks a batch of examples: what each gave, in their order."""
+        ...
+
+
+class PreparedTask(ABC):
+    """A task that writes each example out by itself; those of a batch are asked together."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def prepare(self, example: Example, subject: Subject) -> Generation | Scoring:
+        """Writes the example out in the subject's tokens. All examples of a task are of one kind."""
+
+    def check(self, method: Method) -> None:  # noqa: B027
+        """Every method will do."""
+
+    def outcomes(self, examples: Sequence[Example], subject: Subject) -> list[Outcome]:
+        prepared = [self.prepare(example, subject) for example in examples]
+        generations = [one for one in prepared if isinstance(one, Generation)]
+        scorings = [one for one in prepared if isinstance(one, Scoring)]
+        if generations and scorings:
+            raise TypeError(f"{self.name} has examples of both kinds")
+        if generations:
+            answers = subject.answers([one.prompt for one in generations])
+            return [one.outcome(answer) for one, answer in zip(generations, answers, strict=True)]
+        scores = iter(subject.log_likelihoods([passage for one in scorings for passage in one.passages]))
+        return [one.outcome([next(scores) for _ in one.passages]) for one in scorings]

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from ropewalk.eval.prompts import answered, chats, longest_part
 from ropewalk.eval.subjects import Passage, Prompt, Subject
-from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, Scoring, Settings
+from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, PreparedTask, Scoring, Settings
 from ropewalk.eval.tasks.leval.data import read
 from ropewalk.eval.tasks.leval.exams import EXAMS, NAMES, Exam, ExamName, fact_prompt, loyal_and_fact
 from ropewalk.eval.tasks.leval.scores import right_letters
@@ -74,7 +74,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class LEval:
+class LEval(PreparedTask):
     """The task under its settings.
 
     Args:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 from pydantic_core import PydanticCustomError
 
 from ropewalk.eval.subjects import Prompt, Subject
-from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, Settings
+from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, PreparedTask, Settings
 from ropewalk.eval.tasks.longbench.data import SUBSETS, LongBenchError, Record, Subset, files, records
 from ropewalk.eval.tasks.longbench.metrics import check_installed, score
 
@@ -76,7 +76,7 @@ class LongBenchSettings(Settings):
 
 
 @dataclass(frozen=True)
-class LongBench:
+class LongBench(PreparedTask):
     """The task under its settings.
 
     Args:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from ropewalk.eval.prompts import chats, longest_part
 from ropewalk.eval.subjects import Prompt, Subject
-from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, Settings
+from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, PreparedTask, Settings
 from ropewalk.eval.texts import Text, sha256, texts
 
 NEEDLE = "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day."
@@ -55,7 +55,7 @@ class NeedleSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Needle:
+class Needle(PreparedTask):
     """The task under its settings.
 
     Args:

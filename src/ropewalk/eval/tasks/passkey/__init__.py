@@ -11,7 +11,7 @@ from pydantic import Field
 
 from ropewalk.eval import haystack
 from ropewalk.eval.subjects import Prompt, Subject
-from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, Settings
+from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, PreparedTask, Settings
 
 # The text of Mohtashami and Jaggi (arXiv 2305.16300), as the SelfExtend authors' examples have it.
 HEAD = (
@@ -42,7 +42,7 @@ class PasskeySettings(Settings):
 
 
 @dataclass(frozen=True)
-class Passkey:
+class Passkey(PreparedTask):
     """The task under its settings."""
 
     settings: PasskeySettings

@@ -10,7 +10,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from ropewalk.eval.subjects import Subject
-from ropewalk.eval.tasks.base import Example, Generation, Metric, Settings
+from ropewalk.eval.tasks.base import Example, Generation, Metric, PreparedTask, Settings
 from ropewalk.eval.tasks.passkey import answer_tokens, hidden
 
 
@@ -31,7 +31,7 @@ class PasskeyLengthSettings(Settings):
 
 
 @dataclass(frozen=True)
-class PasskeyLength:
+class PasskeyLength(PreparedTask):
     """The task under its settings."""
 
     settings: PasskeyLengthSettings

@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from ropewalk.eval.prompts import encode_apart
 from ropewalk.eval.subjects import Passage, Subject
-from ropewalk.eval.tasks.base import Example, Metric, Outcome, Scoring, Settings
+from ropewalk.eval.tasks.base import Example, Metric, Outcome, PreparedTask, Scoring, Settings
 from ropewalk.eval.texts import Text, sha256, texts
 
 Mode = Literal["sliding", "positions"]
@@ -100,7 +100,7 @@ def some_windows(tokens: int, length: int, stride: int, longest: int, count: int
 
 
 @dataclass(frozen=True)
-class Perplexity:
+class Perplexity(PreparedTask):
     """The task under its settings.
 
     Args:

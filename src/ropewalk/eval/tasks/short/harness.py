@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.eval.subjects import Dummy, Model, Subject
+from ropewalk.eval.tasks.base import Outcome
 from ropewalk.eval.tasks.short import files
 from ropewalk.eval.tasks.short.files import DataError, Questions
 
@@ -58,12 +59,16 @@ class HarnessTask:
         cell: its benchmark, and its subject if that has any.
         shots: solved examples in a prompt.
         shots_from: the part of the data that they are from; "" without any.
+        questions: the first so many are asked; None for all.
+        seed: of the shots.
     """
 
     task: Any
     cell: dict[str, int | float | str]
     shots: int
     shots_from: str
+    questions: int | None
+    seed: int
 
     @property
     def benchmark(self) -> str:
@@ -82,34 +87,53 @@ class HarnessTask:
     def version(self) -> str:
         return str(self.task.VERSION)
 
-    @property
-    def questions(self) -> int:
-        return len(self.task.eval_docs)
+    @cached_property
+    def asked(self) -> int:
+        """How many questions are asked."""
+        with _silent():
+            there = len(self.task.eval_docs)
+        return min(self.questions or there, there)
 
     @cached_property
     def texts_hash(self) -> str:
-        """SHA-256 of the questions and, if there are shots, of what those are from."""
+        """SHA-256 of all questions and, if there are shots, of what those are from."""
         digest = hashlib.sha256()
-        for documents in (self.task.eval_docs, self.task.fewshot_docs() if self.shots else ()):
+        with _silent():
+            parts = self.task.eval_docs, self.task.fewshot_docs() if self.shots else ()
+        for documents in parts:
             for document in documents:
                 digest.update(json.dumps(document, sort_keys=True, default=str).encode() + b"\n")
         return digest.hexdigest()
 
-    def requests(self, count: int, seed: int) -> list[list[Any]]:
-        """lm-eval's requests for the first questions, a list for each; `seed` draws their shots, one after the other.
+    @cached_property
+    def requests(self) -> list[list[Any]]:
+        """lm-eval's requests for the questions, a list for each; their shots are drawn one after the other.
 
-        So a question has the shots that it has in a run of lm-eval with this seed, however many are asked.
+        So a question has the shots that it has in a run of lm-eval with this seed, however many are asked. Made when
+        the first is asked: for all questions of all tasks that takes minutes.
         """
-        self.task.set_fewshot_seed(seed)
+        self.task.set_fewshot_seed(self.seed)
         with _silent():
-            self.task.build_all_requests(limit=count)
+            self.task.build_all_requests(limit=self.asked)
         by_question: dict[int, list[Any]] = {}
         for request in self.task.instances:
             by_question.setdefault(request.doc_id, []).append(request)
         return [sorted(requests, key=lambda request: request.idx) for requests in by_question.values()]
 
-    def scores(self, requests: Sequence[Any]) -> dict[str, float]:
-        """Of one question, by lm-eval's name of the metric; with the name of its filter where it has several."""
+    def outcome(self, requests: Sequence[Any], subject: Subject) -> Outcome:
+        """Of a question whose requests were asked."""
+        for filters in self.task._filters:
+            filters.apply(requests)
+        first, target = requests[0], self.task.doc_to_target(requests[0].doc)
+        output = first.resps[0]
+        if first.request_type == "loglikelihood":
+            # The right choice, of several the first; and the likeliest.
+            target = requests[target].args[1].strip()
+            output = max(requests, key=lambda request: request.resps[0][0]).args[1].strip()
+        return Outcome(len(subject.encode(first.args[0])), self._scores(requests), str(target).strip(), str(output))
+
+    def _scores(self, requests: Sequence[Any]) -> dict[str, float]:
+        """By lm-eval's name of the metric; with the name of its filter where it has several."""
         scores = {}
         for name in requests[0].filtered_resps:
             answers = [request.filtered_resps[name] for request in requests]
@@ -117,37 +141,39 @@ class HarnessTask:
                 scores[metric if name == "none" else f"{metric},{name}"] = float(value)
         return scores
 
-    def ask(self, language_model: Any, requests: Sequence[Any]) -> None:
-        """Puts a language model's answers into requests of one kind, as lm-eval's own loop does."""
-        for request in requests:
-            request.resps, request.filtered_resps = [], {}
-        answers = getattr(language_model, requests[0].request_type)(requests, disable_tqdm=True)
-        for request, answer in zip(requests, answers, strict=True):
-            request.resps.append(answer)
-        for filters in self.task._filters:
-            filters.apply(requests)
+
+def ask(language_model: Any, requests: Sequence[Any]) -> None:
+    """Puts a language model's answers into requests of one kind, as lm-eval's own loop does."""
+    answers = getattr(language_model, requests[0].request_type)(requests, disable_tqdm=True)
+    for request, answer in zip(requests, answers, strict=True):
+        request.resps, request.filtered_resps = [answer], {}
 
 
-def load(names: Sequence[str], data_dir: Path | None = None) -> list[HarnessTask]:
+def load(
+    names: Sequence[str], data_dir: Path | None = None, questions: int | None = None, seed: int = 0
+) -> list[HarnessTask]:
     """The tasks of some benchmarks; of MMLU one a subject.
 
     Args:
         names: of `BENCHMARKS`.
         data_dir: folder that holds short/...; None to load from the hub, as lm-eval does.
+        questions: of each task, the first so many are asked; None for all.
+        seed: of the shots.
 
     Raises:
         DataError: data are missing or cannot be read.
         ImportError: lm-eval is not installed.
     """
     tasks = _lm_eval("tasks")
+    _lm_eval("models.huggingface")  # needs more packages; once questions are asked, each would fail
     with _silent():
         # Its whole catalogue takes ten seconds to read.
         folders = [Path(tasks.__file__).parent / BENCHMARKS[name].folder for name in names]
         manager = tasks.TaskManager(include_defaults=False, include_path=folders)
-    return [loaded for name in names for loaded in _benchmark(name, data_dir, manager)]
+    return [loaded for name in names for loaded in _benchmark(name, data_dir, manager, questions, seed)]
 
 
-def language_model(subject: Subject, trained_window: int, batch_size: int) -> Any:
+def language_model(subject: Subject) -> Any:
     """A subject as lm-eval's language model.
 
     Texts longer than the trained window are cut at their beginning, under every method alike: the tasks are to be the
@@ -160,17 +186,17 @@ def language_model(subject: Subject, trained_window: int, batch_size: int) -> An
         return _lm_eval("models.huggingface").HFLM(
             pretrained=subject.loaded.model,
             tokenizer=subject.loaded.tokenizer,
-            max_length=trained_window,
-            batch_size=batch_size,
+            max_length=subject.trained_window,
+            batch_size=subject.batch_size,
         )
 
 
-def versions() -> dict[str, str]:
-    """Version of lm-eval."""
-    return {"lm_eval": str(_lm_eval("").__version__)}
+def version() -> str:
+    """Of lm-eval."""
+    return str(_lm_eval("").__version__)
 
 
-def _benchmark(name: str, data_dir: Path | None, manager: Any) -> Iterator[HarnessTask]:
+def _benchmark(name: str, data_dir: Path | None, manager: Any, first: int | None, seed: int) -> Iterator[HarnessTask]:
     benchmark = BENCHMARKS[name]
     subtasks = sorted(task for tag in benchmark.tags for task in manager.task_index[tag].tags)
     for task in subtasks or [name]:
@@ -187,7 +213,7 @@ def _benchmark(name: str, data_dir: Path | None, manager: Any) -> Iterator[Harne
             _check_enough(task, benchmark.shots, questions)
             changes["custom_dataset"] = partial(_datasets, benchmark, questions)
         cell: dict[str, int | float | str] = {"task": name, **({"subject": subject} if subtasks else {})}
-        yield HarnessTask(_load(manager, task, changes), cell, benchmark.shots, shots_from)
+        yield HarnessTask(_load(manager, task, changes), cell, benchmark.shots, shots_from, first, seed)
 
 
 def _check_enough(task: str, shots: int, questions: Questions) -> None:
