@@ -9,7 +9,6 @@ from typing import Annotated, get_args
 import typer
 
 from ropewalk.cli import model_options
-from ropewalk.cli.errors import UserError
 from ropewalk.cli.eval.run import Run, evaluate, length_of, settings_of, with_run_options
 
 
@@ -37,7 +36,6 @@ def leval(
     """L-Eval's exams, questions about long documents (SelfExtend, table 3)."""
     from ropewalk.eval.tasks.leval import LEval, LEvalSettings, Mode, default_tasks
     from ropewalk.eval.tasks.leval.exams import NAMES
-    from ropewalk.eval.texts import TextsError
 
     model_options.choice("--mode", mode, get_args(Mode))
     names = [name.strip() for name in tasks.split(",")] if tasks is not None else default_tasks(mode)  # type: ignore[arg-type]
@@ -46,11 +44,11 @@ def leval(
     settings = settings_of(
         LEvalSettings, mode=mode, tasks=names, length=length_of(length), new_tokens=new_tokens, chat=chat
     )
-    loading = run.loading()
-    try:
+
+    def make() -> LEval:
         task = LEval(settings, data_dir)
-    except TextsError as error:
-        raise UserError(str(error)) from error
-    for name, count in task.left_out.items():
-        print(f"{name}: questions left out because several options are right: {count}", file=sys.stderr)
-    evaluate(task, run, loading)
+        for name, count in task.left_out.items():
+            print(f"{name}: questions left out because several options are right: {count}", file=sys.stderr)
+        return task
+
+    evaluate(make, run)

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from ropewalk.cli import model_options
-from ropewalk.cli.errors import UserError
 from ropewalk.cli.eval.run import Run, evaluate, length_of, settings_of, with_run_options
 
 
@@ -41,16 +40,11 @@ def longbench(
     ] = None,
 ) -> None:
     """LongBench: questions, summaries, few-shot learning and code completion over long texts (SelfExtend, table 2)."""
-    from ropewalk.eval.tasks.longbench import KINDS, SUBSETS, LongBench, LongBenchError, LongBenchSettings
+    from ropewalk.eval.tasks.longbench import KINDS, SUBSETS, LongBench, LongBenchSettings
 
     model_options.choice("--subset", subset, SUBSETS)
     names = list(KINDS) if tasks is None else [name.strip() for name in tasks.split(",")]
     for name in names:
         model_options.choice("--tasks", name, KINDS)
     settings = settings_of(LongBenchSettings, tasks=names, subset=subset, length=length_of(length), chat=chat)
-    loading = run.loading()
-    try:
-        task = LongBench(settings, data_dir)
-    except LongBenchError as error:
-        raise UserError(str(error)) from error
-    evaluate(task, run, loading)
+    evaluate(lambda: LongBench(settings, data_dir), run)

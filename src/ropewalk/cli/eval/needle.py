@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from ropewalk.cli.errors import UserError
 from ropewalk.cli.eval.run import Run, depths_of, evaluate, lengths_of, settings_of, with_run_options
 
 
@@ -31,7 +30,6 @@ def needle(
 ) -> None:
     """Needle in a haystack of essays, over lengths and depths (SelfExtend, appendix G, figure 10)."""
     from ropewalk.eval.tasks.needle import Needle, NeedleSettings
-    from ropewalk.eval.texts import TextsError
 
     settings = settings_of(
         NeedleSettings,
@@ -42,9 +40,4 @@ def needle(
         chat=chat,
         seed=run.seed,
     )
-    loading = run.loading()
-    try:
-        task = Needle(settings, data_dir)
-    except TextsError as error:
-        raise UserError(str(error)) from error
-    evaluate(task, run, loading)
+    evaluate(lambda: Needle(settings, data_dir), run)

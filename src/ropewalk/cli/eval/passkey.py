@@ -23,19 +23,16 @@ def passkey(
     """Pass key retrieval over lengths and depths (SelfExtend, section 4.2, figure 4)."""
     from ropewalk.eval.tasks.passkey import Passkey, PasskeySettings
 
-    task = Passkey(
-        settings_of(
-            PasskeySettings,
-            lengths=lengths_of(lengths),
-            depths=depths_of(depths),
-            samples=samples,
-            span=span,
-            digits=digits,
-            seed=run.seed,
-        )
+    settings = settings_of(
+        PasskeySettings,
+        lengths=lengths_of(lengths),
+        depths=depths_of(depths),
+        samples=samples,
+        span=span,
+        digits=digits,
+        seed=run.seed,
     )
-    loading = run.loading()
-    evaluate(task, run, loading)
+    evaluate(lambda: Passkey(settings), run)
 
 
 @with_run_options
@@ -52,5 +49,4 @@ def passkey_length(
     settings = settings_of(
         PasskeyLengthSettings, digits=numbers, length=length_of(length), samples=samples, seed=run.seed
     )
-    loading = run.loading()
-    evaluate(PasskeyLength(settings), run, loading)
+    evaluate(lambda: PasskeyLength(settings), run)

@@ -8,7 +8,6 @@ from typing import Annotated, get_args
 import typer
 
 from ropewalk.cli import model_options
-from ropewalk.cli.errors import UserError
 from ropewalk.cli.eval.run import Run, evaluate, lengths_of, settings_of, with_run_options
 
 
@@ -38,7 +37,6 @@ def perplexity(
 ) -> None:
     """Perplexity on books, by length or by position (SelfExtend, appendix D.1)."""
     from ropewalk.eval.tasks.perplexity import Mode, Perplexity, PerplexitySettings
-    from ropewalk.eval.texts import TextsError
 
     model_options.choice("--mode", mode, get_args(Mode))
     settings = settings_of(
@@ -53,9 +51,4 @@ def perplexity(
         lengths=lengths_of(lengths),
         seed=run.seed,
     )
-    loading = run.loading()
-    try:
-        task = Perplexity(settings, data_dir)
-    except TextsError as error:
-        raise UserError(str(error)) from error
-    evaluate(task, run, loading)
+    evaluate(lambda: Perplexity(settings, data_dir), run)

@@ -95,9 +95,6 @@ class Run:
         """What was asked for, or what is compared by default."""
         return self.method or ["unmodified", "selfextend"]
 
-    def loading(self) -> Loading:
-        return Loading(self)
-
 
 def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command the options of `Run`; it receives them as `run`."""
@@ -116,57 +113,45 @@ def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-class Loading:
-    """How to get the model, once everything else is known to be right."""
-
-    def __init__(self, run: Run) -> None:
-        from ropewalk.eval.methods import parse_all
-
-        model_options.check(run.dtype, run.device)
-        try:
-            parse_all(run.methods, 1, 8192)  # a mistyped one is found before data and model are loaded
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        self.verbose = run.verbose
-        self._load: Callable[[], tuple[Subject, int]]
-        if run.model == "dummy":
-            from ropewalk.eval.subjects import Dummy
-
-            self._load = lambda: (Dummy(batch_size=run.batch_size), run.trained_window or 8192)
-            return
-        source = model_options.find_model(run.model)
-
-        def load() -> tuple[Subject, int]:
-            from ropewalk.eval.subjects import Model, weights_hash
-
-            loaded = model_options.load_model(source, run.dtype, run.device, run.trust_remote_code, run.verbose)
-            window = model_options.window_of(loaded, run.trained_window)
-            return Model(loaded, window, weights_hash(loaded), run.batch_size, run.chunk), window
-
-        self._load = load
-
-    def __call__(self) -> tuple[Subject, int]:
-        return self._load()
-
-
-def evaluate(task: Task, run: Run, loading: Loading) -> None:
-    """Runs a task, in this process or in several that share its examples."""
+def evaluate(make: Callable[[], Task], run: Run) -> None:
+    """Runs a task, in this process or in several that share its examples; each makes it, once options are known to be
+    right, and then loads the model."""
     from ropewalk.eval import methods as ways
     from ropewalk.eval import runner
-    from ropewalk.eval.results import Results, ResultsError
+    from ropewalk.eval.results import Results
 
+    model_options.check(run.dtype, run.device)
     try:
-        with sharing(run) as share, model_options.running(loading.verbose):
-            subject, window = loading()
+        ways.parse_all(run.methods, 1, 8192)  # a mistyped one is found before anything is loaded
+        load = _loader(run)
+        with sharing(run) as share, model_options.running(run.verbose):
+            task = make()
+            subject, window = load()
             chosen = ways.parse_all(run.methods, task.longest or _TIMES * window, window)
             config = runner.config_of(task, chosen, subject, run.seed, window)
             results = Results(run.output, config, share.index)
             facts = runner.facts_of(subject, run.seed)
             with progress(share) as on_row:
                 counts = runner.run(task, chosen, subject, results, facts, run.limit, on_row, share)
-    except (ResultsError, ValueError) as error:
+    except (ValueError, ImportError) as error:
         raise UserError(str(error)) from error
     say(counts, run.output, share)
+
+
+def _loader(run: Run) -> Callable[[], tuple[Subject, int]]:
+    """What loads the model, which is known to exist, and says its trained window."""
+    from ropewalk.eval.subjects import Dummy, Model, weights_hash
+
+    if run.model == "dummy":
+        return lambda: (Dummy(batch_size=run.batch_size), run.trained_window or 8192)
+    source = model_options.find_model(run.model)
+
+    def load() -> tuple[Subject, int]:
+        loaded = model_options.load_model(source, run.dtype, run.device, run.trust_remote_code, run.verbose)
+        window = model_options.window_of(loaded, run.trained_window)
+        return Model(loaded, window, weights_hash(loaded), run.batch_size, run.chunk), window
+
+    return load
 
 
 @contextmanager

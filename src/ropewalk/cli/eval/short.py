@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from ropewalk.cli import model_options
-from ropewalk.cli.errors import UserError
-from ropewalk.cli.eval.run import Run, evaluate, settings_of, sharing, with_run_options
+from ropewalk.cli.eval.run import Run, evaluate, settings_of, with_run_options
 
 
 @with_run_options
@@ -31,22 +30,21 @@ def short(
     They are lm-eval's, with the shots of the Open LLM Leaderboard. A map without parameters is chosen for four trained
     windows.
     """
-    from ropewalk.eval.tasks.short import BENCHMARKS, DataError, Short, ShortSettings
+    from ropewalk.eval.tasks.short import BENCHMARKS, Short, ShortSettings
 
     names = [name.strip() for name in tasks.split(",")]
     for name in names:
         model_options.choice("--tasks", name, BENCHMARKS)
     settings = settings_of(ShortSettings, tasks=names, questions=questions, seed=run.seed)
-    loading = run.loading()
-    with sharing(run), model_options.running(run.verbose):  # each process loads the data, and says what it says, once
-        try:
-            task = Short(settings, data_dir)
-        except (DataError, ImportError) as error:
-            raise UserError(str(error)) from error
+
+    def make() -> Short:
+        task = Short(settings, data_dir)
         if task.shots_asked:
             print(
                 f"note: the data folder has no training questions of {', '.join(task.shots_asked)}: their shots are "
                 "other questions of those asked, so compare methods, and not with figures of elsewhere",
                 file=sys.stderr,
             )
-        evaluate(task, run, loading)
+        return task
+
+    evaluate(make, run)
