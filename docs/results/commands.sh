@@ -48,12 +48,8 @@ ropewalk eval longbench --subset mini --data-dir data --length 15500 \
     --method unmodified --method selfextend --method yarn --batch-size 4 --output docs/results/longbench
 
 # Short tasks, which should stay as they are
-ropewalk eval short --tasks arc_challenge,hellaswag,truthfulqa_mc2 --questions 300 --data-dir data \
+ropewalk eval short --questions 300 --data-dir data \
     --method unmodified --method "selfextend(group_size=8, window=1024)" --batch-size 16 --output docs/results/short
-ropewalk eval short --tasks mmlu --questions 15 --data-dir data \
-    --method unmodified --method "selfextend(group_size=8, window=1024)" --batch-size 16 --output docs/results/short-mmlu
-ropewalk eval short --tasks gsm8k --questions 200 --data-dir data \
-    --method unmodified --method "selfextend(group_size=8, window=1024)" --batch-size 25 --output docs/results/short-gsm8k
 
 # A model trained on 32k, past that
 ropewalk eval perplexity --model qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --data-dir data --lengths 16k,32k,48k,64k \

@@ -108,10 +108,10 @@ def asked(monkeypatch):
 
 
 def test_every_task_is_asked(data, tmp_path):
-    one = task(data, questions=1)
+    one = task(data, questions=2)
     counts, rows = ask(tmp_path, one, Dummy(), methods=(PLAIN, OTHER))
-    assert (counts.done_before, counts.done, counts.failed) == (0, 2 * (4 + 57), 0)
-    assert [row.example for row in rows[:2]] == ["arc_challenge-0", "hellaswag-0"]
+    assert (counts.done_before, counts.done, counts.failed) == (0, 2 * (2 + 2 + 2 + 1 + 2), 0)
+    assert [row.example for row in rows[:3]] == ["arc_challenge-0", "arc_challenge-1", "hellaswag-0"]
     assert {tuple(row.cell) for row in rows} == {("task",), ("task", "subject")}
     scores = {row.cell["task"]: set(row.scores) for row in rows}
     assert scores == {
@@ -121,10 +121,10 @@ def test_every_task_is_asked(data, tmp_path):
         "truthfulqa_mc2": {"acc"},
         "gsm8k": {"exact_match,strict-match", "exact_match,flexible-extract"},
     }
-    targets = {row.cell["task"]: row.target for row in rows}
-    assert targets["arc_challenge"] == "1"
-    assert targets["mmlu"] == "A"
-    assert targets["gsm8k"].endswith("#### 2")
+    targets = {row.example: row.target for row in rows}
+    assert targets["arc_challenge-0"] == "1"
+    assert targets[f"mmlu_{SUBJECTS[0]}-0"] == "A"
+    assert targets["gsm8k-0"].endswith("#### 2")
 
 
 def test_settings_say_what_was_used(data):
@@ -143,15 +143,17 @@ def test_a_task_that_is_not_there():
 
 
 def test_the_first_questions(data, tmp_path, monkeypatch):
-    one = task(data, "mmlu", "gsm8k", questions=1)
-    assert one.settings.asked == {"mmlu": 57, "gsm8k": 1}
+    one = task(data, "mmlu", "gsm8k", questions=58)
+    assert one.settings.asked == {"mmlu": 58, "gsm8k": 8}  # of two questions a subject, and of eight
     assert one.settings.texts == task(data, "mmlu", "gsm8k").settings.texts
-    # A limit is spread over all: 2 of 58. Requests are made for those of their two tasks alone.
+    names = [example.name for example in one.examples()]
+    assert names[:3] == [f"mmlu_{SUBJECTS[0]}-0", f"mmlu_{SUBJECTS[0]}-1", f"mmlu_{SUBJECTS[1]}-0"]
+    # A limit is spread over all: 2 of 66. Requests are made for those of their two tasks alone.
     built = []
     monkeypatch.setattr(ConfigurableTask, "build_all_requests", counted(ConfigurableTask.build_all_requests, built))
     _, rows = ask(tmp_path, one, Dummy(), limit=2)
-    assert [row.example for row in rows] == [f"mmlu_{SUBJECTS[0]}-0", f"mmlu_{SUBJECTS[29]}-0"]
-    assert built == [1, 1]
+    assert [row.example for row in rows] == [f"mmlu_{SUBJECTS[0]}-0", f"mmlu_{SUBJECTS[32]}-0"]
+    assert built == [2, 1]
 
 
 def counted(build, built):
@@ -310,7 +312,7 @@ def test_infinite_is_refused_before_anything_is_asked(data, tmp_path):
 def test_a_report_shows_all_scores_by_task(data, tmp_path):
     ask(tmp_path, task(data, "arc_challenge", "gsm8k", questions=2), Dummy())
     (section,) = report.build([runs.read(tmp_path)]).sections
-    names = "Acc", "Acc norm", "Exact match,flexible-extract", "Exact match,strict-match"
+    names = "Acc", "Acc norm", "Exact match (flexible-extract)", "Exact match (strict-match)"
     assert sorted(table.caption for table in section.tables) == [f"{name} by task" for name in names]
     assert all("better" not in table.note for table in section.tables)
 

@@ -18,7 +18,7 @@ def short(
     tasks: Annotated[str, typer.Option(help="Comma-separated.")] = "arc_challenge,hellaswag,mmlu,truthfulqa_mc2,gsm8k",
     questions: Annotated[
         int | None,
-        typer.Option(min=1, help="Of each task, and of each subject of MMLU, the first so many. \\[default: all]"),
+        typer.Option(min=1, help="The first so many of each task, of MMLU spread over its subjects. \\[default: all]"),
     ] = None,
     data_dir: Annotated[
         Path | None,

@@ -124,7 +124,7 @@ def _score(task: str, name: str, metric: Metric | None, values: Sequence[float])
     is_share = all(0 <= value <= 1 for value in values) and (metric is None or metric.pooled is None)
     return Score(
         name=name,
-        title=metric.title if metric else name.replace("_", " "),
+        title=metric.title if metric else _in_words(name),
         higher_is_better=metric.higher_is_better if metric else None,
         pooled=metric.pooled if metric else None,
         is_share=is_share,
@@ -160,3 +160,9 @@ def tokens(value: Value) -> str:
     if isinstance(value, int) and value >= _K and value % _K == 0:
         return f"{value // _K}k"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _in_words(name: str) -> str:
+    """A score that only its name is known of; lm-eval's say behind a comma how an answer was taken from a text."""
+    score, _, taken_by = name.replace("_", " ").partition(",")
+    return f"{score} ({taken_by})" if taken_by else score

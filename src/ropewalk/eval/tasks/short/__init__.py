@@ -28,7 +28,7 @@ class ShortSettings(Settings):
 
     Args:
         tasks: by lm-eval's names.
-        questions: the first so many of each task, and of each subject of MMLU; None for all.
+        questions: the first so many of each task, of MMLU spread over its subjects; None for all.
         seed: of the shots.
         lm_eval: its version. The task fills in this and what follows, so that a run does not go on with others.
         shots: solved examples in a prompt, of each task by its name.

@@ -92,7 +92,7 @@ class HarnessTask:
         """How many questions are asked."""
         with _silent():
             there = len(self.task.eval_docs)
-        return min(self.questions or there, there)
+        return there if self.questions is None else min(self.questions, there)
 
     @cached_property
     def texts_hash(self) -> str:
@@ -157,7 +157,7 @@ def load(
     Args:
         names: of `BENCHMARKS`.
         data_dir: folder that holds short/...; None to load from the hub, as lm-eval does.
-        questions: of each task, the first so many are asked; None for all.
+        questions: of each task, the first so many are asked, of MMLU the first of each subject; None for all.
         seed: of the shots.
 
     Raises:
@@ -196,24 +196,34 @@ def version() -> str:
     return str(_lm_eval("").__version__)
 
 
-def _benchmark(name: str, data_dir: Path | None, manager: Any, first: int | None, seed: int) -> Iterator[HarnessTask]:
+def _benchmark(
+    name: str, data_dir: Path | None, manager: Any, questions: int | None, seed: int
+) -> Iterator[HarnessTask]:
     benchmark = BENCHMARKS[name]
     subtasks = sorted(task for tag in benchmark.tags for task in manager.task_index[tag].tags)
-    for task in subtasks or [name]:
+    tasks = subtasks or [name]
+    for task, its_questions in zip(tasks, _spread(questions, len(tasks)), strict=True):
         subject = task.removeprefix(f"{name}_")
         changes: dict[str, Any] = {"num_fewshot": benchmark.shots}
         shots_from = benchmark.examples
         if data_dir is not None:
-            questions = benchmark.read(data_dir / "short", *([subject] if subtasks else []))
-            if benchmark.shots and questions.shots is None:
+            found = benchmark.read(data_dir / "short", *([subject] if subtasks else []))
+            if benchmark.shots and found.shots is None:
                 shots_from = benchmark.asked
                 changes |= {"training_split": None, "validation_split": None}
                 # The same for both, so that lm-eval leaves the question out that it asks.
                 changes |= {"test_split": shots_from, "fewshot_split": shots_from}
-            _check_enough(task, benchmark.shots, questions)
-            changes["custom_dataset"] = partial(_datasets, benchmark, questions)
+            _check_enough(task, benchmark.shots, found)
+            changes["custom_dataset"] = partial(_datasets, benchmark, found)
         cell: dict[str, int | float | str] = {"task": name, **({"subject": subject} if subtasks else {})}
-        yield HarnessTask(_load(manager, task, changes), cell, benchmark.shots, shots_from, first, seed)
+        yield HarnessTask(_load(manager, task, changes), cell, benchmark.shots, shots_from, its_questions, seed)
+
+
+def _spread(questions: int | None, parts: int) -> list[int | None]:
+    """So many questions over so many parts, as evenly as can be."""
+    if questions is None:
+        return [None] * parts
+    return [questions // parts + (part < questions % parts) for part in range(parts)]
 
 
 def _check_enough(task: str, shots: int, questions: Questions) -> None:
