@@ -57,3 +57,12 @@ ropewalk eval perplexity --model qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --data-
     --method yarn --method infinite --batch-size 2 --chunk 32768 --output docs/results/qwen-perplexity
 ropewalk eval passkey --model qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --lengths 16k,32k,48k,64k --depths 10 --samples 3 \
     --method unmodified --method selfextend --method self --method yarn --chunk 32768 --output docs/results/qwen-passkey
+
+# The pages
+ropewalk report docs/results/perplexity docs/results/perplexity-by-position --output docs/results/pages/perplexity.html
+ropewalk report docs/results/passkey docs/results/passkey-length --output docs/results/pages/passkey.html
+ropewalk report docs/results/start-passkey docs/results/start-perplexity --output docs/results/pages/start.html
+ropewalk report docs/results/needle-sweep docs/results/passkey-sweep docs/results/perplexity-sweep \
+    --output docs/results/pages/sweep.html
+ropewalk report docs/results/leval docs/results/longbench docs/results/short --output docs/results/pages/tasks.html
+ropewalk report docs/results/qwen-passkey docs/results/qwen-perplexity --output docs/results/pages/qwen.html
