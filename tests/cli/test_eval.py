@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
 from ropewalk.cli import app
@@ -82,9 +83,25 @@ def test_a_model_that_a_method_does_not_take(tmp_path):
     )
 
 
+def test_texts_are_read_in_chunks(tmp_path, monkeypatch):
+    folder = save_tiny_model(tmp_path / "model")
+    read, forward = [], LlamaForCausalLM.forward
+
+    def watched(self, *args, **options):
+        read.append(options["input_ids"].shape[1])
+        return forward(self, *args, **options)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", watched)
+    arguments = ["--text", "alice", "--lengths", "100", "--stride", "16", "--windows", "1", "--method", "unmodified"]
+    result = run("perplexity", *arguments, "--model", folder, "--chunk", "30", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert read == [30, 30, 23, 16]  # what comes before the tokens that are scored, and those
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--chunk", "0"], "--chunk"),
         (["--method", "linear(factor=0.5)"], "factor of linear must be a number of 1 or more, got 0.5"),
         (["--method", "selfexend"], "Did you mean 'selfextend'?"),
         (["--lengths", "4k,many"], "--lengths must be whole numbers such as 4096 or 16k, got 'many'"),

@@ -4,7 +4,9 @@ import torch
 from ropewalk.eval.infinite import Infinite
 from ropewalk.eval.methods import Method, parse, parse_all
 from ropewalk.eval.scalings import NTK, DynamicNTK, Linear, YaRN
+from ropewalk.eval.subjects import Model
 from ropewalk.integrations.transformers import scoring
+from ropewalk.integrations.transformers.models import LoadedModel, Source
 from ropewalk.maps import MAPS, SELF, LeakyReRoPE, SelfExtend
 from ropewalk.maps.sliding_window import SlidingWindow
 from ropewalk.testing import tiny_model
@@ -146,3 +148,13 @@ def test_a_sliding_window_is_that_of_transformers():
 def test_infinite_is_no_change_of_a_model():
     with pytest.raises(ValueError, match=r"infinite\(window=8\) changes what a model is asked"):
         Method("infinite(window=8)", Infinite(8)).enter(tiny_model("llama"), 64)
+
+
+def test_no_attention_that_plans_every_length_anew():
+    """As an evaluation runs a model; what was allowed before is allowed again."""
+    subject = Model(LoadedModel(Source("tiny", ""), tiny_model("llama"), None), 64, "hash")
+    allowed = torch.backends.cuda.cudnn_sdp_enabled()
+    with subject.under(parse("unmodified", 64, 64)):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() == allowed

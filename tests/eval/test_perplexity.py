@@ -75,6 +75,17 @@ def test_some_windows_score_the_same_tokens_for_every_length(tokens, count):
         assert [window.end for window in long] == [64, 144, 240, 320, 416]
 
 
+def test_a_book_is_encoded_once(data_dir):
+    class Counting(Recording):
+        def encode(self, text, chat=False):
+            self.__dict__.setdefault("texts", []).append(text)
+            return super().encode(text, chat)
+
+    subject = Counting()
+    run(task(data_dir, lengths=(32, 64), books=3), subject)
+    assert len([text for text in subject.texts if text]) == 3
+
+
 @pytest.mark.parametrize("special", [0, 1, 2])
 def test_sliding_over_a_whole_book(data_dir, special):
     subject = Recording(special)
