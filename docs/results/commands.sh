@@ -1,4 +1,4 @@
-# What the results in this folder come from, from the repository's root: `bash docs/results/commands.sh`, or any of its
+# The experiments whose results belong in this folder, from the repository's root: `bash docs/results/commands.sh`, or any of its
 # commands alone. One that was stopped goes on when it is run again. `data` holds the data sets as `--data-dir` of each
 # task says; without it they are loaded from the hub. The model is SmolLM2-135M-Instruct where none is named.
 set -e

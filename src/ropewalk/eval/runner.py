@@ -134,7 +134,7 @@ def _rows(task: Task, method: Method, examples: Sequence[Example], subject: Subj
     try:
         outcomes = task.outcomes(examples, subject)
     except Exception as error:
-        problem = recorded(error)
+        problem = _recorded(error)
     if outcomes is None and len(examples) > 1:
         for example in examples:
             yield from _rows(task, method, [example], subject, facts)
@@ -158,7 +158,7 @@ def _rows(task: Task, method: Method, examples: Sequence[Example], subject: Subj
         )
 
 
-def recorded(error: Exception) -> str:
+def _recorded(error: Exception) -> str:
     """An error as rows hold it. What it held is let go: what ran out of memory is still in its frames."""
     problem = told(error, 500)
     error.__traceback__ = None

@@ -124,18 +124,18 @@ def evaluate(make: Callable[[], Task], run: Run) -> None:
     try:
         ways.parse_all(run.methods, 1, 8192)  # a mistyped one is found before anything is loaded
         load = _loader(run)
-        with sharing(run) as share, model_options.running(run.verbose):
+        with _sharing(run) as share, model_options.running(run.verbose):
             task = make()
             subject, window = load()
             chosen = ways.parse_all(run.methods, task.longest or _TIMES * window, window)
             config = runner.config_of(task, chosen, subject, run.seed, window)
             results = Results(run.output, config, share.index)
             facts = runner.facts_of(subject, run.seed)
-            with progress(share) as on_row:
+            with _progress(share) as on_row:
                 counts = runner.run(task, chosen, subject, results, facts, run.limit, on_row, share)
     except (ValueError, ImportError) as error:
         raise UserError(str(error)) from error
-    say(counts, run.output, share)
+    _say(counts, run.output, share)
 
 
 def _loader(run: Run) -> Callable[[], tuple[Subject, int]]:
@@ -155,7 +155,7 @@ def _loader(run: Run) -> Callable[[], tuple[Subject, int]]:
 
 
 @contextmanager
-def sharing(run: Run) -> Iterator[Share]:
+def _sharing(run: Run) -> Iterator[Share]:
     """What this process does of the run. Where several are wanted, they are started instead, and the command ends.
 
     Raises:
@@ -173,7 +173,7 @@ def sharing(run: Run) -> Iterator[Share]:
     yield share or ALL
 
 
-def say(counts: Counts, output: Path, share: Share) -> None:
+def _say(counts: Counts, output: Path, share: Share) -> None:
     before = f"{counts.done_before} were there already, " if counts.done_before else ""
     failed = f", {counts.failed} failed (run the same again to try those)" if counts.failed else ""
     print(f"{_place(share)}{before}{counts.done} examples done{failed}: {output}")
@@ -184,7 +184,7 @@ def _place(share: Share) -> str:
 
 
 @contextmanager
-def progress(share: Share) -> Iterator[Callable[[Row, int, int], None]]:
+def _progress(share: Share) -> Iterator[Callable[[Row, int, int], None]]:
     """A bar with the time left on a terminal, a line for each tenth elsewhere; both on stderr. Of several processes,
     the first's."""
     console = Console(file=sys.stderr, quiet=share.index > 0)

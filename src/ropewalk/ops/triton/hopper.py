@@ -12,7 +12,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ropewalk.ops.triton import hopper_kernel
-from ropewalk.ops.triton.launch import Launch
+from ropewalk.ops.triton.launch import Launch, multiples_of_16
 from ropewalk.ops.triton.tuned import tuned
 
 _DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
@@ -67,10 +67,8 @@ def lacks(query: Tensor, key: Tensor, value: Tensor, far_key: Tensor | None, win
 def can_be_described(x: Tensor) -> bool:
     """Whether the tensor memory accelerator can read x."""
     *strides, last = x.stride()
-    together = 0
-    for stride in strides:
-        together |= stride
-    return last == 1 and x.data_ptr() % 16 == 0 and together * x.element_size() % 16 == 0
+    size = x.element_size()
+    return last == 1 and multiples_of_16((x.data_ptr(), *[stride * size for stride in strides]))
 
 
 def banded(

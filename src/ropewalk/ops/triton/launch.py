@@ -10,7 +10,7 @@ from typing import Any
 
 
 def multiples_of_16(numbers: Iterable[int]) -> bool:
-    """Whether all are: of strides, what lets a kernel read sixteen bytes at a time."""
+    """Whether all are: of strides and addresses, what lets a kernel read sixteen bytes at a time."""
     together = 0
     for number in numbers:
         together |= number
