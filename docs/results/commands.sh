@@ -22,7 +22,7 @@ ropewalk eval passkey-length --length 16k --samples 20 \
     --batch-size 10 --output docs/results/passkey-length
 
 # What `start` trades
-ropewalk eval passkey --lengths 4k,8k,16k,24k --depths 10 --samples 2 --method unmodified \
+ropewalk eval passkey --lengths 4k,8k,16k,24k --depths 10 --samples 5 --method unmodified \
     --method "selfextend(group_size=8, window=1024, start={0, 1024, 4096, 8192})" \
     --chunk 32768 --output docs/results/start-passkey
 ropewalk eval perplexity --data-dir data --lengths 1k,4k,8k,16k,24k --books 15 --windows 4 --method unmodified \
@@ -30,10 +30,10 @@ ropewalk eval perplexity --data-dir data --lengths 1k,4k,8k,16k,24k --books 15 -
     --batch-size 4 --chunk 32768 --output docs/results/start-perplexity
 
 # Group size and neighbor window, and eq. 5 (figures 5, 8 and 10)
-ropewalk eval needle --data-dir data --lengths 16k --depths 10 --samples 2 --method unmodified \
+ropewalk eval needle --data-dir data --lengths 16k --depths 10 --samples 3 --method unmodified \
     --method "selfextend(group_size={2, 4, 8, 16, 32}, window={512, 1024, 2048, 4096})" \
     --batch-size 10 --output docs/results/needle-sweep
-ropewalk eval passkey --lengths 16k --depths 10 --samples 2 --method unmodified \
+ropewalk eval passkey --lengths 16k --depths 10 --samples 3 --method unmodified \
     --method "selfextend(group_size={2, 4, 8, 16, 32}, window={512, 1024, 2048, 4096})" \
     --batch-size 10 --output docs/results/passkey-sweep
 ropewalk eval perplexity --data-dir data --lengths 16k --books 15 --windows 2 --method unmodified \
