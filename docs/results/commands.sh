@@ -1,4 +1,4 @@
-# The experiments whose results belong in this folder, from the repository's root: `bash docs/results/commands.sh`, or any of its
+# What the results in this folder come from, from the repository's root: `bash docs/results/commands.sh`, or any of its
 # commands alone. One that was stopped goes on when it is run again. `data` holds the data sets as `--data-dir` of each
 # task says; without it they are loaded from the hub. The model is SmolLM2-135M-Instruct where none is named.
 set -e
@@ -59,7 +59,8 @@ ropewalk eval passkey --model qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --lengths 
     --method unmodified --method selfextend --method self --method yarn --chunk 32768 --output docs/results/qwen-passkey
 
 # The pages
-ropewalk report docs/results/perplexity docs/results/perplexity-by-position --output docs/results/pages/perplexity.html
+ropewalk report docs/results/perplexity --output docs/results/pages/perplexity.html
+ropewalk report docs/results/perplexity-by-position --output docs/results/pages/perplexity-by-position.html
 ropewalk report docs/results/passkey docs/results/passkey-length --output docs/results/pages/passkey.html
 ropewalk report docs/results/start-passkey docs/results/start-perplexity --output docs/results/pages/start.html
 ropewalk report docs/results/needle-sweep docs/results/passkey-sweep docs/results/perplexity-sweep \
