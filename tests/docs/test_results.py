@@ -1,4 +1,4 @@
-"""The committed results: their pages are what `ropewalk report` makes of the rows, and the findings point at what is there."""
+"""The committed results: their pages are what the rows give, and the findings point at what is there."""
 
 from __future__ import annotations
 

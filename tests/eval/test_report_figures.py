@@ -255,7 +255,14 @@ def test_one_method_far_above_does_not_flatten_the_others():
             one.scores["perplexity"] = 28724.0
     [figure] = figures(run(rows, task="new"), task="new")
     assert "what goes beyond the top reaches 28,724" in words(figure.pictures[0])
-    [figure] = figures(run([row for row in rows if row.method != "unmodified"], task="new"), task="new")
+    assert not any("(beyond the top)" in word for word in words(figure.pictures[0]))
+    for one in rows:
+        if one.method == "other":
+            one.scores["perplexity"] = 500.0
+    # Nothing of it is to be seen, and the legend says so.
+    [figure] = figures(run(rows, task="new"), task="new")
+    assert "other (beyond the top)" in words(figure.pictures[0])
+    [figure] = figures(run([row for row in rows if row.method == SELFEXTEND], task="new"), task="new")
     assert not any("beyond the top" in word for word in words(figure.pictures[0]))
 
 

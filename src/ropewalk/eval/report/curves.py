@@ -24,7 +24,8 @@ MOST_LINES = len(_COLORS)
 # From such a factor on scores are shown by their logarithm.
 _FAR = 3
 
-# Values so many times above the middle one would leave no room to tell the others apart.
+# Values so many times above the middle one would leave no room to tell the others apart: a picture then ends above
+# those that are not this far from it.
 _FAR_ABOVE, _ROOM = 10, 3
 
 BARS = "Bars show how far a value may be off by chance, with 95% confidence."
@@ -88,19 +89,23 @@ def points(found: Iterable[tuple[float, Estimate | None]]) -> list[Point]:
     return [Point(x, its) for x, its in found if its is not None and math.isfinite(its.mean)]
 
 
-def top_of(score: Score, lines: Sequence[Line]) -> float | None:
-    """Where a picture ends that does not show the highest values; None where it shows all."""
-    means = sorted(point.its.mean for line in lines for point in line.points)
-    if score.is_share or not means or means[0] <= 0:
+def shown_range(score: Score, lines: Sequence[Line]) -> tuple[float, float] | None:
+    """Where a picture begins and ends that does not show the highest values; None where it shows all."""
+    found = sorted((point.its for line in lines for point in line.points), key=lambda its: its.mean)
+    if score.is_share or not found or found[0].mean <= 0:
         return None
-    middle = means[len(means) // 2]
-    return _ROOM * middle if means[-1] > _FAR_ABOVE * middle else None
+    middle = found[len(found) // 2].mean
+    if found[-1].mean <= _FAR_ABOVE * middle:
+        return None
+    near = [its for its in found if its.mean <= _ROOM * middle]
+    ends = [end for its in near for end in (its.mean, *(its.interval or ())) if 0 < end < math.inf]
+    return 0.95 * min(ends), 1.05 * max(ends)
 
 
 def curves(its: Curves) -> Picture:
     """Raises ImportError: matplotlib is not installed."""
     # A long name takes a line of the legend for itself.
-    labels = [textwrap.fill(line.label, int(8 * its.width)) for line in its.lines]
+    labels = [textwrap.fill(label, int(8 * its.width)) for label in _labels(its)]
     head = 0.5 if its.title else 0.3
     width, plot, legend = its.width, 0.43 * its.width, 0.2 * sum(label.count("\n") + 1 for label in labels) + 0.25
     height = head + plot + 0.6 + legend
@@ -118,6 +123,13 @@ def curves(its: Curves) -> Picture:
     for text in below.get_texts():
         text.set_parse_math(False)
     return Picture(its.name, its.alt, svg(drawn))
+
+
+def _labels(its: Curves) -> list[str]:
+    """The legend, which also says of which lines nothing is to be seen."""
+    shown = shown_range(its.score, its.lines)
+    hidden = [shown is not None and all(point.its.mean > shown[1] for point in line.points) for line in its.lines]
+    return [line.label + " (beyond the top)" * is_hidden for line, is_hidden in zip(its.lines, hidden, strict=True)]
 
 
 def _line(axes: Axes, line: Line, label: str, aside: float, band: bool) -> None:
@@ -151,8 +163,9 @@ def _axes(axes: Axes, its: Curves) -> None:
         axes.set_xscale("log", base=2)
     axes.set_xticks(its.ticks, [its.tick_label(value) for value in its.ticks])
     axes.minorticks_off()
-    top = top_of(its.score, its.lines)
-    means = [point.its.mean for line in its.lines for point in line.points if top is None or point.its.mean <= top]
+    shown = shown_range(its.score, its.lines)
+    found = [point.its.mean for line in its.lines for point in line.points]
+    means = [mean for mean in found if shown is None or mean <= shown[1]]
     if its.score.is_share:
         axes.set_ylim(-0.04, 1.04)
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value if its.score.percent else value:g}")
@@ -161,10 +174,9 @@ def _axes(axes: Axes, its: Curves) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    if top is not None:
-        axes.set_ylim(min(means) / 1.1, top)
-        highest = max(point.its.mean for line in its.lines for point in line.points)
-        axes.annotate(f"what goes beyond the top reaches {highest:,.0f}", (1, 1), xycoords="axes fraction",
+    if shown is not None:
+        axes.set_ylim(shown)
+        axes.annotate(f"what goes beyond the top reaches {max(found):,.0f}", (1, 1), xycoords="axes fraction",
                       xytext=(0, 4), textcoords="offset points", fontsize=8, color=MUTED, ha="right")  # fmt: skip
     for x, what in its.walls:
         axes.axvline(x, color=MARK, linewidth=1.4, linestyle=(0, (4, 2)), zorder=1)
