@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -36,6 +37,10 @@ def test_a_page_is_what_the_rows_give(command, tmp_path, monkeypatch):
     result = CliRunner().invoke(app, [*command[1 : command.index("--output")], "--output", str(page)])
     assert result.exit_code == 0, result.output
     assert page.with_suffix(".md").read_text() == committed.read_text()
+
+
+def test_comparisons_are_what_the_rows_give():
+    assert runpy.run_path(str(RESULTS / "comparisons.py"))["text"]() == (RESULTS / "comparisons.md").read_text()
 
 
 def test_every_folder_has_its_command():
