@@ -38,7 +38,7 @@ lint: $(VENV)/.dev  ## ruff: rules and formatting
 types: $(VENV)/.dev  ## mypy
 	$(BIN)/mypy
 
-docs-test: $(VENV)/.dev  ## run the README's examples
+docs-test: $(VENV)/.dev  ## run the README's examples, and hold published results to their rows
 	$(BIN)/pytest -m docs tests/docs $(ARGS)
 
 bench: $(VENV)/.package  ## CPU attention under a map, as a ratio to plain attention
