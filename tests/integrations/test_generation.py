@@ -167,3 +167,20 @@ def test_rows_end_where_they_would_alone(tokenizer):
     assert together[0].ended
     assert stop not in together[1].text
     assert together[1].ended
+
+
+@pytest.mark.filterwarnings("ignore:a text of")
+def test_a_text_past_eq_4_is_an_error_before_anything_is_read(model, tokenizer):
+    longest, begun = MAP.max_length(64), []
+    with ropewalk.extend(model, MAP):
+        generate_batch(model, tokenizer, [text(longest), text(5)], max_new_tokens=1, chunk=16)
+        with pytest.raises(ropewalk.LengthError, match=f"a text of {longest + 1} tokens"):
+            generate(
+                model,
+                tokenizer,
+                text(longest + 1),
+                max_new_tokens=1,
+                chunk=16,
+                on_progress=lambda *done: begun.append(done),
+            )
+    assert not begun

@@ -2,8 +2,9 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from tiny import CLOSE, TOKENS, extended, logits, shared, text
+from tiny import CLOSE, MAP, TOKENS, extended, logits, shared, text
 
+from ropewalk import LengthError
 from ropewalk.integrations.transformers import scoring
 from ropewalk.testing import tiny_model
 
@@ -96,3 +97,14 @@ def test_texts_side_by_side_score_as_alone(name, extend, monkeypatch):
             alone = log_likelihoods(shared(name), torch.tensor([ids]), first, 7)
             assert scores.shape == (len(ids) - first,)
             torch.testing.assert_close(scores, alone, **CLOSE)
+
+
+@pytest.mark.filterwarnings("ignore:a text of")
+def test_a_text_past_eq_4_is_an_error_before_anything_is_read():
+    # The last token is scored and not read.
+    longest, begun = MAP.max_length(64) + 1, []
+    with extended("llama") as extension:
+        log_likelihoods(extension.model, text(longest), longest - 2, 64)
+        with pytest.raises(LengthError, match=f"a text of {longest} tokens"):
+            log_likelihoods(extension.model, text(longest + 1), 2, 64, lambda *done: begun.append(done))
+    assert not begun

@@ -62,6 +62,7 @@ class Extension:
     layers: tuple[Layer, ...]
     rotary: tuple[str, ...]
     impl: Implementation
+    _limits: Limits = field(repr=False)
     query_scaling: QueryScaling | None = None
     far_keys: str = "recomputed"
     _undo: list[tuple[Any, str, Any]] = field(default_factory=list, repr=False)
@@ -123,6 +124,16 @@ class Extension:
 def _extension(model: PreTrainedModel) -> Extension | None:
     # On the model itself, so that a copy of an extended model has an extension of its own.
     return getattr(model, EXTENSION, None)
+
+
+def check_length(model: PreTrainedModel, tokens: int) -> None:
+    """Says of a text, before it is read chunk by chunk, what attention would say at the chunk that goes too far.
+
+    Raises:
+        LengthError: the model is extended, and so many tokens are past eq. 4.
+    """
+    if (extension := _extension(model)) is not None:
+        extension._limits.check(tokens)
 
 
 def extend(
@@ -200,6 +211,7 @@ def extend(
         layers=(),
         rotary=(),
         impl=impl,
+        _limits=limits,
         query_scaling=scaling,
     )
     layers, recomputed = [], ""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
+from ropewalk.integrations.transformers.extend import check_length
 from ropewalk.integrations.transformers.rope_scaling import fixed_frequencies
 
 if TYPE_CHECKING:
@@ -93,12 +94,14 @@ def prefill(
         attention_mask: (rows, tokens), 0 for padding, which is on the left; None if there is none.
 
     Raises:
+        LengthError: the tokens are more than the map of an extended model reaches (eq. 4); nothing was read.
         ValueError: `chunk` is below 1, or `input_ids` are not rows of tokens.
     """
     if chunk < 1:
         raise ValueError(f"chunk must be 1 or more tokens, got {chunk}")
     if input_ids.ndim != 2 or input_ids.numel() == 0:
         raise ValueError(f"input_ids must be rows of tokens (rows, tokens), got shape {tuple(input_ids.shape)}")
+    check_length(model, input_ids.shape[1] if attention_mask is None else int(attention_mask.sum(dim=1).max()))
     # Only the last position's scores over the vocabulary, which would be larger than the cache.
     options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
@@ -147,6 +150,7 @@ def generate(
         on_text: called with each piece of the answer as it comes, whole words at a time; `stop` ends up in no piece.
 
     Raises:
+        LengthError: the prompt, or later the answer, is past what the map of an extended model reaches (eq. 4).
         ValueError: the prompt is empty, or a number is out of range.
     """
     answers = _generate(model, tokenizer, [token_ids], max_new_tokens, chunk, stop, temperature, on_progress, on_text)

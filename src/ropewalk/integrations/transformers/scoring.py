@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from transformers import DynamicCache
 
+from ropewalk.integrations.transformers.extend import check_length
 from ropewalk.integrations.transformers.generation import OnProgress, prefill
 from ropewalk.integrations.transformers.rope_scaling import fixed_frequencies
 
@@ -44,6 +45,7 @@ def log_likelihoods(
         For each text (tokens - first,), float32, on the model's device.
 
     Raises:
+        LengthError: a text is past what the map of an extended model reaches (eq. 4); nothing was read.
         ValueError: a `first` has no token before it or none to score, or `chunk` is below 1.
     """
     for text, first in zip(texts, firsts, strict=True):
@@ -54,6 +56,7 @@ def log_likelihoods(
     input_ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=model.device)
     # The last token is scored but not read: nothing follows it.
     total = longest - 1
+    check_length(model, total)
     block = max(1, min(chunk, _BLOCK // len(texts)))
     report = on_progress or (lambda done, total: None)
     cache = DynamicCache(config=model.config)
