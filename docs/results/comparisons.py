@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, variance
@@ -11,10 +12,12 @@ from ropewalk.eval import report
 from ropewalk.eval.report.estimates import Estimate, difference
 from ropewalk.eval.report.runs import Series, together
 from ropewalk.eval.report.scores import ALL, Part, scores_of
+from ropewalk.eval.report.tables import Cell, Table
 from ropewalk.eval.results import Row
 
 HERE = Path(__file__).parent
-TRAINED_WINDOW, NEIGHBORS = 8192, 1024
+# The neighbor window of the short tasks.
+NEIGHBORS = 1024
 AT_32K = Part("32k", ({"length": 32768},))
 
 
@@ -47,14 +50,15 @@ BY_PROMPT = [("longbench", "score"), ("leval", "accuracy"), ("leval", "probabili
 CLUSTERED = ["passkey", "start-passkey", "passkey-sweep", "needle-sweep"]
 
 
+@cache
 def series_of(folder: str) -> dict[str, Series]:
     """The methods of a folder by name."""
     return {one.method: one for one in together([report.read(HERE / folder)])}
 
 
-def table(head: Sequence[str], rows: Iterator[Sequence[object]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+def table(caption: str, columns: tuple[str, ...], rows: Iterator[Sequence[object]], note: str = "") -> str:
+    cells = tuple(tuple(Cell(str(value)) for value in row) for row in rows)
+    return "\n\n".join(report.markdown_table(Table(caption, columns, cells, note)))
 
 
 def written(its: Estimate | None, scale: float, digits: int) -> str:
@@ -75,13 +79,17 @@ def ratios() -> Iterator[Sequence[object]]:
 def by_prompt() -> Iterator[Sequence[object]]:
     for folder, score in BY_PROMPT:
         series = series_of(folder)
-        plain = {row.example: row for row in series.pop("unmodified").done}
+        plain = {row.example: row for row in series["unmodified"].done}
+        window = series["unmodified"].run.config.trained_window
+        assert window is not None, "a run of a model whose window is not known"
         for method, one in series.items():
+            if method == "unmodified":
+                continue
             for which in ("past", "within"):
                 pairs = [
                     (row.scores[score], plain[row.example].scores[score])
                     for row in one.done
-                    if ((row.prompt_tokens or 0) > TRAINED_WINDOW) == (which == "past")
+                    if ((row.prompt_tokens or 0) > window) == (which == "past")
                 ]
                 mine, theirs = zip(*pairs, strict=True)
                 its = difference(mine, theirs, proportion=False)
@@ -134,16 +142,28 @@ def text() -> str:
         "# Comparisons",
         "Figures of the [findings](README.md) that no page has, from the rows: `python docs/results/comparisons.py`. "
         "Brackets hold 95% intervals.",
-        "## Perplexity of one method as a part of another's, book by book",
-        table(("folder", "method", "compared with", "ratio", "books"), ratios()),
-        f"## Prompts past the trained window of {TRAINED_WINDOW:,} tokens, and within it",
-        "Points above the unmodified model, prompt by prompt.",
-        table(("folder", "score", "prompts", "method", "unmodified", "difference", "n"), by_prompt()),
-        "## How alike texts of one length and depth are",
-        "Independent: so many texts at places of their own would say as much of other places.",
-        table(("folder", "texts a place", "intraclass correlation", "independent, a length"), clustered()),
-        f"## Short prompts whose score SelfExtend changes, by whether they are longer than its window of {NEIGHBORS:,}",
-        table(("prompts", "n", "changed", "n without TruthfulQA", "changed"), changed()),
+        table(
+            "Perplexity of one method as a part of another's, book by book",
+            ("folder", "method", "compared with", "ratio", "books"),
+            ratios(),
+        ),
+        table(
+            "Prompts past the trained window, and within it",
+            ("folder", "score", "prompts", "method", "unmodified", "difference", "n"),
+            by_prompt(),
+            "In percentage points; a difference is to the unmodified model, prompt by prompt.",
+        ),
+        table(
+            "How alike texts of one length and depth are",
+            ("folder", "texts a place", "intraclass correlation", "independent, a length"),
+            clustered(),
+            "Independent: so many texts at places of their own would say as much of other places.",
+        ),
+        table(
+            f"Short prompts whose score SelfExtend changes, by whether they are longer than its window of {NEIGHBORS}",
+            ("prompts", "n", "changed", "n without TruthfulQA", "changed of those"),
+            changed(),
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 

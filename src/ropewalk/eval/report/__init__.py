@@ -108,14 +108,15 @@ def _paragraphs(report: Report, pictures: str) -> Iterator[str]:
             yield escaped(figure.caption)
             yield "\n".join(f"![{escaped(one.alt)}](<{pictures}/{one.name}.svg>)" for one in figure.pictures)
         for table in (*section.tables, *([section.failures] if section.failures else [])):
-            yield from _table(table)
+            yield from markdown_table(table)
     yield "## How it was made"
     for table in report.made:
-        yield from _table(table)
+        yield from markdown_table(table)
     yield f"Made by ropewalk {escaped(report.version)} from the rows of these folders alone."
 
 
-def _table(table: Table) -> Iterator[str]:
+def markdown_table(table: Table) -> Iterator[str]:
+    """A table's paragraphs: its caption, itself, and its note."""
     yield f"**{escaped(table.caption)}**"
     # Markdown has one line of heads: a group is named in each of its columns.
     groups = ["", *(f"{name}: " if name else "" for name, count in table.groups for _ in range(count))]

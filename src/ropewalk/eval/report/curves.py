@@ -105,7 +105,8 @@ def shown_range(score: Score, lines: Sequence[Line]) -> tuple[float, float] | No
 def curves(its: Curves) -> Picture:
     """Raises ImportError: matplotlib is not installed."""
     # A long name takes a line of the legend for itself.
-    labels = [textwrap.fill(label, int(8 * its.width)) for label in _labels(its)]
+    shown = shown_range(its.score, its.lines)
+    labels = [textwrap.fill(_label(line, shown), int(8 * its.width)) for line in its.lines]
     head = 0.5 if its.title else 0.3
     width, plot, legend = its.width, 0.43 * its.width, 0.2 * sum(label.count("\n") + 1 for label in labels) + 0.25
     height = head + plot + 0.6 + legend
@@ -115,7 +116,7 @@ def curves(its: Curves) -> Picture:
         # Beside each other, so that no bar hides another.
         aside = (max(its.ticks) / min(its.ticks)) ** (0.006 * (2 * number - len(labels) + 1)) if its.is_log else 1.0
         _line(axes, line, label, aside, its.band)
-    _axes(axes, its)
+    _axes(axes, its, shown)
     if its.title:
         axes.set_title(its.title, loc="left", fontsize=10.5, weight="bold", parse_math=False)
     entries = axes.get_legend_handles_labels()
@@ -125,11 +126,10 @@ def curves(its: Curves) -> Picture:
     return Picture(its.name, its.alt, svg(drawn))
 
 
-def _labels(its: Curves) -> list[str]:
-    """The legend, which also says of which lines nothing is to be seen."""
-    shown = shown_range(its.score, its.lines)
-    hidden = [shown is not None and all(point.its.mean > shown[1] for point in line.points) for line in its.lines]
-    return [line.label + " (beyond the top)" * is_hidden for line, is_hidden in zip(its.lines, hidden, strict=True)]
+def _label(line: Line, shown: tuple[float, float] | None) -> str:
+    """For the legend, which also says of which lines nothing is to be seen."""
+    is_hidden = shown is not None and all(point.its.mean > shown[1] for point in line.points)
+    return f"{line.label} (beyond the top)" if is_hidden else line.label
 
 
 def _line(axes: Axes, line: Line, label: str, aside: float, band: bool) -> None:
@@ -156,14 +156,13 @@ def _line(axes: Axes, line: Line, label: str, aside: float, band: bool) -> None:
         axes.plot(at, mean, marker=shape, markersize=5.5, color=color, markerfacecolor=face, zorder=3)
 
 
-def _axes(axes: Axes, its: Curves) -> None:
+def _axes(axes: Axes, its: Curves, shown: tuple[float, float] | None) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
     if its.is_log:
         axes.set_xscale("log", base=2)
     axes.set_xticks(its.ticks, [its.tick_label(value) for value in its.ticks])
     axes.minorticks_off()
-    shown = shown_range(its.score, its.lines)
     found = [point.its.mean for line in its.lines for point in line.points]
     means = [mean for mean in found if shown is None or mean <= shown[1]]
     if its.score.is_share:

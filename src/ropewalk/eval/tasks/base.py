@@ -8,11 +8,28 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
 
 from ropewalk.eval.subjects import Passage, Prompt, Subject
 
 if TYPE_CHECKING:
     from ropewalk.eval.methods import Method
+
+
+def each_once(names: Iterable[str], known: Iterable[str], problem: str) -> tuple[str, ...]:
+    """Names of what a task knows, each once and in the order in which it knows them, for a validator of settings.
+
+    Args:
+        problem: what to say of a {name} that is not {known}.
+
+    Raises:
+        PydanticCustomError: there is such a name.
+    """
+    named, known = [*names], [*known]
+    for name in named:
+        if name not in known:
+            raise PydanticCustomError("tasks", problem, {"name": repr(name), "known": ", ".join(known)})
+    return tuple(name for name in known if name in named)
 
 
 class Settings(BaseModel):

@@ -46,8 +46,6 @@ class Extension:
     Attributes:
         position_map: the map in use.
         trained_window: tokens that the model was trained on.
-        max_length: longest text that stays inside the trained window (eq. 4), in tokens.
-        recommended_length: longest text that stays inside its better trained half (eq. 5), in tokens.
         layers: every attention layer, extended or left alone, and why.
         rotary: the rotary embeddings found, in words.
         impl: implementation asked for; "auto" chooses for each call.
@@ -57,8 +55,6 @@ class Extension:
     model: PreTrainedModel = field(repr=False)
     position_map: PositionMap
     trained_window: int
-    max_length: int | float
-    recommended_length: int | float
     layers: tuple[Layer, ...]
     rotary: tuple[str, ...]
     impl: Implementation
@@ -69,6 +65,16 @@ class Extension:
     _modules: list[nn.Module] = field(default_factory=list, repr=False)
     _hooks: list[RemovableHandle] = field(default_factory=list, repr=False)
     _previous_attention: str = field(default="", repr=False)
+
+    @property
+    def max_length(self) -> int | float:
+        """Longest text that stays inside the trained window (eq. 4), in tokens."""
+        return self._limits.max_length
+
+    @property
+    def recommended_length(self) -> int | float:
+        """Longest text that stays inside its better trained half (eq. 5), in tokens."""
+        return self._limits.recommended_length
 
     @property
     def active(self) -> bool:
@@ -206,8 +212,6 @@ def extend(
         model=model,
         position_map=chosen,
         trained_window=window,
-        max_length=limits.max_length,
-        recommended_length=limits.recommended_length,
         layers=(),
         rotary=(),
         impl=impl,

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
-from pydantic_core import PydanticCustomError
 
 from ropewalk.eval.subjects import Prompt, Subject
-from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, PreparedTask, Settings
+from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, PreparedTask, Settings, each_once
 from ropewalk.eval.tasks.longbench.data import SUBSETS, LongBenchError, Record, Subset, files, records
 from ropewalk.eval.tasks.longbench.metrics import check_installed, score
 
@@ -67,12 +66,7 @@ class LongBenchSettings(Settings):
     @field_validator("tasks")
     @classmethod
     def _known(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        """Each once, in the order of `KINDS`."""
-        unknown = [name for name in tasks if name not in KINDS]
-        if unknown:
-            known = {"name": repr(unknown[0]), "known": ", ".join(KINDS)}
-            raise PydanticCustomError("tasks", "LongBench has no task {name} here; it has {known}", known)
-        return tuple(name for name in KINDS if name in tasks)
+        return each_once(tasks, KINDS, "LongBench has no task {name} here; it has {known}")
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
-from pydantic_core import PydanticCustomError
 
 from ropewalk.eval.infinite import Infinite
 from ropewalk.eval.methods import Method
 from ropewalk.eval.subjects import Subject
-from ropewalk.eval.tasks.base import Example, Metric, Outcome, Settings
+from ropewalk.eval.tasks.base import Example, Metric, Outcome, Settings, each_once
 from ropewalk.eval.tasks.short.files import DataError
 from ropewalk.eval.tasks.short.harness import BENCHMARKS, HarnessTask, ask, language_model, load, version
 
@@ -51,12 +50,7 @@ class ShortSettings(Settings):
     @field_validator("tasks")
     @classmethod
     def _known(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        """Each once, in the order of `BENCHMARKS`."""
-        unknown = [name for name in tasks if name not in BENCHMARKS]
-        if unknown:
-            names = {"name": repr(unknown[0]), "known": ", ".join(BENCHMARKS)}
-            raise PydanticCustomError("tasks", "there is no short task {name}; there are {known}", names)
-        return tuple(name for name in BENCHMARKS if name in tasks)
+        return each_once(tasks, BENCHMARKS, "there is no short task {name}; there are {known}")
 
 
 @dataclass(frozen=True)
