@@ -72,10 +72,17 @@ def test_relative_to_gives_any_part_of_the_matrix(position_map):
 
 @over_examples
 def test_bands_hold_every_key_once_and_nearest_first(position_map):
-    bands = position_map.bands
-    assert bands[0].first == 0
-    assert [band.stop for band in bands[:-1]] == [band.first for band in bands[1:]]
-    assert bands[-1].stop is None
+    queries, keys = torch.arange(41)[:, None], torch.arange(41)
+    seen = torch.stack([band.sees(queries, keys) for band in position_map.bands]).long()
+    if position_map.sees_everything:
+        assert torch.equal(seen.sum(0), (keys <= queries).long())
+    assert seen.sum(0).max() == 1
+    assert seen[0].diagonal().all(), "the nearest band holds every query's own key"
+    # Of two keys of a query, the nearer one is never in the farther band.
+    numbers = torch.where(seen.any(0), seen.argmax(0), -1)
+    for m in range(41):
+        of_query = numbers[m][numbers[m] >= 0]
+        assert (of_query.diff() <= 0).all()
 
 
 @over_examples
@@ -132,7 +139,7 @@ def test_lengths_are_the_last_that_fit(position_map, trained_window):
     relative = expected(position_map, 50)
     reached = [relative[:length, :length].max().item() for length in range(1, 51)]
     fitting = sum(position <= trained_window - 1 for position in reached)
-    recommended = sum(position < trained_window / 2 for position in reached)
+    recommended = sum(position < trained_window / 2 for position in reached) if position_map.keeps_to_half else fitting
     assert min(position_map.max_length(trained_window), 50) == fitting
     assert min(position_map.recommended_length(trained_window), 50) == recommended
 

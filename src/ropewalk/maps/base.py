@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from ropewalk.maps.edges import BEGINNING, PAST_QUERY, Edge
 from ropewalk.maps.positions import TRUE_POSITIONS, UNBOUNDED, PositionFunction
 
 
@@ -21,38 +23,83 @@ class LengthError(ValueError):
 
 @dataclass(frozen=True)
 class Band:
-    """The keys at distance `first <= m - n < stop` from a query m, and the positions they are rotated with.
+    """The keys `low(m) <= n < high(m)` of a query m, and the positions that query and keys are rotated with.
 
     `score(m, n) = s * <R(query_positions(m)) q_m, R(key_positions(n)) k_n>` with un-rotated q and k.
-    `stop = None` means all remaining keys. In a band with an end both functions have a period and the same slope.
     """
 
-    first: int
-    stop: int | None
+    low: Edge
+    high: Edge
     query_positions: PositionFunction = TRUE_POSITIONS
     key_positions: PositionFunction = TRUE_POSITIONS
+
+    @classmethod
+    def at_distances(
+        cls,
+        first: int,
+        stop: int | None,
+        query_positions: PositionFunction = TRUE_POSITIONS,
+        key_positions: PositionFunction = TRUE_POSITIONS,
+    ) -> Self:
+        """The keys at distance `first <= m - n < stop`; `stop = None` means all remaining ones."""
+        low = BEGINNING if stop is None else Edge(back=stop - 1)
+        return cls(low, Edge(back=first - 1), query_positions, key_positions)
+
+    @property
+    def distances(self) -> tuple[int, int | None] | None:
+        """`first` and `stop` of `at_distances`; None for a band of other edges."""
+        if not self.high.is_diagonal or not (self.low.is_diagonal or self.low.is_beginning):
+            return None
+        return self.high.back + 1, None if self.low.is_beginning else self.low.back + 1
 
     @property
     def is_true(self) -> bool:
         """Whether the band keeps the model's own rotation."""
         return self.query_positions == TRUE_POSITIONS == self.key_positions
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether it is a diagonal strip that ends before the first key."""
+        return self.low.is_diagonal and self.high.is_diagonal
+
+    @property
+    def first_query(self) -> int:
+        """The first query that sees a key."""
+        return max(self.high.reaches(1), 0)
+
+    def sees(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Whether queries see keys through the band, at true positions (int64, broadcast)."""
+        return (keys >= self.low(queries)) & (keys < self.high(queries))
+
     def largest_relative_position(self, length: int, start: int = 0) -> float:
         """Largest relative position in a text of `length` tokens over queries from `start` on; -1 for an empty band."""
-        first_query = max(self.first, start)
-        if first_query >= length:
+        first = max(self.first_query, start)
+        if first >= length:
             return -1
-        if self.stop is None:
-            queries = torch.tensor([length - 1])  # both functions never decrease: the last query and the first key
-        else:
-            # While key 0 is inside, the last such query is the farthest; after that, one period shows all there is, and
-            # the distance grows only where the query's position steps up.
-            first_query = max(first_query, min(self.stop, length) - 1)
-            step = self.query_positions.period
-            stop = min(length, first_query + math.lcm(step, self.key_positions.period))
-            queries = torch.tensor([first_query, *range(-(-first_query // step) * step, stop, step)])
-        keys = torch.zeros_like(queries) if self.stop is None else (queries - self.stop + 1).clamp(min=0)
-        return (self.query_positions(queries) - self.key_positions(keys)).max().item()
+        queries = torch.cat([*self._telling_queries(first, length)])
+        low, high = self.low(queries), self.high(queries)
+        relative = self.query_positions(queries) - self.key_positions.lowest(low, high)
+        return torch.where(low < high, relative, -1).max().item()
+
+    def _telling_queries(self, first: int, stop: int) -> Iterator[Tensor]:
+        """Of the queries `first .. stop - 1`, some that hold one with the largest relative position.
+
+        Between two turns all repeats itself with one period, up to a drift: the first and the last period tell.
+        """
+        turns = {first, stop, *self.low.turns(), *self.high.turns(), *self.query_positions.turns}
+        if self.high.cap is not None and not self.low.is_beginning:
+            turns.add(self.low.reaches(self.high.cap))
+        if not self.low.is_beginning:
+            turns |= {self.low.reaches(key) for key in self.key_positions.turns}
+        period = math.lcm(
+            self.low.block, self.high.block, self.query_positions.period or 1, self.key_positions.period or 1
+        )
+        for begin, end in pairwise(sorted(turn for turn in turns if first <= turn <= stop)):
+            yield torch.arange(begin, min(begin + period, end))
+            yield torch.arange(max(begin, end - period), end)
+
+
+EVERYTHING = Band(BEGINNING, PAST_QUERY)
 
 
 @dataclass(frozen=True)
@@ -66,6 +113,9 @@ class PositionMap(ABC):
     name: ClassVar[str]
     # Parameters that make a map of this kind legible as a matrix of ten tokens, for figures and examples.
     miniature: ClassVar[Mapping[str, Any]] = {}
+    # Whether the rule of eq. 5 is asked of it. It is a rule for maps that let far tokens share positions: only the
+    # lower half of the positions is trained well enough for those.
+    keeps_to_half: ClassVar[bool] = True
     start: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -78,12 +128,15 @@ class PositionMap(ABC):
     @property
     @abstractmethod
     def bands(self) -> tuple[Band, ...]:
-        """The bands of queries from `start` on, nearest first; together they hold every key the query may see."""
+        """The bands of queries from `start` on, nearest first; no key is in two. A key in none is not seen.
+
+        The nearest holds every query's own key.
+        """
 
     def bands_by_query(self, first: int, stop: int) -> list[tuple[int, int, tuple[Band, ...]]]:
         """Runs of the queries at true positions `first .. stop - 1` that share their bands: first, stop, bands."""
         start = min(max(self.start, first), stop)
-        before = [(first, start, (Band(0, None),))] if first < start else []
+        before = [(first, start, (EVERYTHING,))] if first < start else []
         after = [(start, stop, self.bands)] if start < stop or not before else []
         return before + after
 
@@ -101,12 +154,19 @@ class PositionMap(ABC):
     @property
     def is_identity(self) -> bool:
         """Whether every key keeps its true distance."""
-        return all(band.is_true for band in self.bands) and self.bands[-1].stop is None
+        return all(band.is_true for band in self.bands) and self.sees_everything
+
+    @property
+    def sees_everything(self) -> bool:
+        """Whether every key up to the query's own is in a band."""
+        edges = [PAST_QUERY, *(edge for band in self.bands for edge in (band.high, band.low)), BEGINNING]
+        return all(before == after for before, after in zip(edges[::2], edges[1::2], strict=True))
 
     def relative_positions(self, length: int) -> Tensor:
         """Relative position of every pair, shape (length, length): row m is the query, column n the key.
 
-        int64, or float64 for maps with real-valued positions. Pairs that do not attend (the future) are -1.
+        int64, or float64 for maps with real-valued positions. Pairs that do not attend (the future, and keys that the
+        map hides) are -1.
         """
         tokens = torch.arange(length)
         return self.relative_to(tokens[:, None], tokens)
@@ -117,10 +177,7 @@ class PositionMap(ABC):
         relative: Tensor = torch.full_like(distance, -1)
         for band in self.bands:
             mapped = band.query_positions(queries) - band.key_positions(keys)
-            inside = distance >= band.first
-            if band.stop is not None:
-                inside &= distance < band.stop
-            relative = torch.where(inside, mapped, relative)
+            relative = torch.where(band.sees(queries, keys), mapped, relative)
         before_start = (queries < self.start) & (distance >= 0)
         return torch.where(before_start, distance.to(relative.dtype), relative)
 
@@ -138,14 +195,20 @@ class PositionMap(ABC):
         return self._longest(lambda position: position <= trained_window - 1)
 
     def recommended_length(self, trained_window: int) -> int | float:
-        """Longest text whose relative positions stay below half the trained window (SelfExtend, eq. 5)."""
+        """Longest text whose relative positions stay below half the trained window (SelfExtend, eq. 5).
+
+        `max_length` for maps that the rule is not asked of.
+        """
         _require_window(trained_window)
-        return self._longest(lambda position: position < trained_window / 2)
+        return self._longest(lambda position: self._keeps_rule(position, trained_window))
 
     def meets_rule(self, length: int, trained_window: int) -> bool:
         """Whether a text of `length` tokens keeps the rule of eq. 5, as those up to `recommended_length` do."""
         _require_window(trained_window)
-        return self.largest_relative_position(length) < trained_window / 2
+        return self._keeps_rule(self.largest_relative_position(length), trained_window)
+
+    def _keeps_rule(self, position: float, trained_window: int) -> bool:
+        return position < trained_window / 2 if self.keeps_to_half else position <= trained_window - 1
 
     def _longest(self, fits: Callable[[float], bool]) -> int | float:
         """Largest length whose largest relative position `fits`, by bisection: it never falls as the text grows."""
@@ -185,16 +248,15 @@ class PositionMap(ABC):
 
 
 def join_equal(bands: Iterable[Band]) -> tuple[Band, ...]:
-    """The same bands, with neighbors that share both position functions made one and empty ones left out."""
+    """The same bands, with neighbors that share both position functions made one, and those left out that no distance
+    is in."""
     joined: list[Band] = []
     for band in bands:
-        if band.stop is not None and band.stop <= band.first:
+        if band.is_narrow and band.low.back <= band.high.back:
             continue
-        if joined and (joined[-1].query_positions, joined[-1].key_positions) == (
-            band.query_positions,
-            band.key_positions,
-        ):
-            joined[-1] = dataclasses.replace(joined[-1], stop=band.stop)
+        last = joined[-1] if joined else None
+        if last and last.low == band.high and replace(last, low=band.low, high=band.high) == band:
+            joined[-1] = replace(last, low=band.low)
         else:
             joined.append(band)
     return tuple(joined)

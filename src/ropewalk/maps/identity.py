@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from ropewalk.maps.base import Band, LengthError, PositionMap
+from ropewalk.maps.base import EVERYTHING, Band, LengthError, PositionMap
 
 
 @dataclass(frozen=True)
@@ -11,10 +11,11 @@ class Identity(PositionMap):
     """Every key at its true distance: the unmodified model."""
 
     name: ClassVar[str] = "identity"
+    keeps_to_half: ClassVar[bool] = False
 
     @property
     def bands(self) -> tuple[Band, ...]:
-        return (Band(0, None),)
+        return (EVERYTHING,)
 
     @classmethod
     def for_length(cls, target_length: int, trained_window: int) -> Self:

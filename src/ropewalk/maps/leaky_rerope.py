@@ -36,7 +36,7 @@ class LeakyReRoPE(PositionMap):
         key: PositionFunction = Scaled(self.factor)
         if self.factor == 1:
             query = key = TRUE_POSITIONS
-        return join_equal((Band(0, self.window), Band(self.window, None, query, key)))
+        return join_equal((Band.at_distances(0, self.window), Band.at_distances(self.window, None, query, key)))
 
     @classmethod
     def for_length(cls, target_length: int, trained_window: int) -> Self:

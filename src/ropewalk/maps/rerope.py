@@ -26,7 +26,10 @@ class ReRoPE(PositionMap):
 
     @property
     def bands(self) -> tuple[Band, ...]:
-        return (Band(0, self.window), Band(self.window, None, Constant(self.window), Constant(0)))
+        return (
+            Band.at_distances(0, self.window),
+            Band.at_distances(self.window, None, Constant(self.window), Constant(0)),
+        )
 
     @classmethod
     def for_length(cls, target_length: int, trained_window: int) -> Self:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self, get_args
 
-from ropewalk.maps.base import Band, PositionMap, _require, default_window, join_equal
+from ropewalk.maps.base import EVERYTHING, Band, PositionMap, _require, default_window, join_equal
 from ropewalk.maps.positions import Grouped, Logistic, LogisticGroups
 
 Grouping = Literal["anchored", "distance"]
@@ -55,13 +55,13 @@ class SELF(PositionMap):
 
     @cached_property
     def bands(self) -> tuple[Band, ...]:
-        near = Band(0, self.window)
+        near = Band.at_distances(0, self.window)
         if self.grouping == "distance":
             return join_equal((near, *self._bands_by_size()))
         if self.groups.sizes == (1,):
-            return (Band(0, None),)
+            return (EVERYTHING,)
         query_positions = Logistic(self.groups, origin=self.window, shift=self.window)
-        return (near, Band(self.window, None, query_positions, Logistic(self.groups)))
+        return (near, Band.at_distances(self.window, None, query_positions, Logistic(self.groups)))
 
     def _bands_by_size(self) -> Iterator[Band]:
         firsts = [self.window + token for token in self.groups.first_tokens]
@@ -70,7 +70,7 @@ class SELF(PositionMap):
         ):
             # The band starts at the group index that the curve has reached there.
             shift = self.window + group - first // size
-            yield Band(first, stop, Grouped(size, shift), Grouped(size))
+            yield Band.at_distances(first, stop, Grouped(size, shift), Grouped(size))
 
     @classmethod
     def for_length(cls, target_length: int, trained_window: int) -> Self:

@@ -33,8 +33,8 @@ class SelfExtend(PositionMap):
     @property
     def bands(self) -> tuple[Band, ...]:
         shift = self.window - self.window // self.group_size
-        far = Band(self.window, None, Grouped(self.group_size, shift), Grouped(self.group_size))
-        return join_equal((Band(0, self.window), far))
+        far = Band.at_distances(self.window, None, Grouped(self.group_size, shift), Grouped(self.group_size))
+        return join_equal((Band.at_distances(0, self.window), far))
 
     @classmethod
     def for_length(cls, target_length: int, trained_window: int) -> Self:

@@ -17,6 +17,7 @@ class SlidingWindow(PositionMap):
     """
 
     name: ClassVar[str] = "sliding-window"
+    keeps_to_half: ClassVar[bool] = False
     window: int
 
     def __post_init__(self) -> None:
@@ -25,7 +26,7 @@ class SlidingWindow(PositionMap):
 
     @property
     def bands(self) -> tuple[Band, ...]:
-        return (Band(0, self.window),)
+        return (Band.at_distances(0, self.window),)
 
     @classmethod
     def for_length(cls, target_length: int, trained_window: int) -> Self:
