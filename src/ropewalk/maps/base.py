@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, ClassVar, Self
 
@@ -56,6 +57,11 @@ class Band:
     def is_true(self) -> bool:
         """Whether the band keeps the model's own rotation."""
         return self.query_positions == TRUE_POSITIONS == self.key_positions
+
+    @property
+    def functions(self) -> tuple[PositionFunction, PositionFunction]:
+        """`query_positions` and `key_positions`."""
+        return self.query_positions, self.key_positions
 
     @property
     def is_narrow(self) -> bool:
@@ -161,6 +167,11 @@ class PositionMap(ABC):
         """Whether every key up to the query's own is in a band."""
         edges = [PAST_QUERY, *(edge for band in self.bands for edge in (band.high, band.low)), BEGINNING]
         return all(before == after for before, after in zip(edges[::2], edges[1::2], strict=True))
+
+    @cached_property
+    def by_pair(self) -> bool:
+        """Whether the pairs of rotary dimensions of a token have positions of their own in some band."""
+        return any(function.by_pair for band in self.bands for function in band.functions)
 
     def relative_positions(self, length: int) -> Tensor:
         """Relative position of every pair, shape (length, length): row m is the query, column n the key.

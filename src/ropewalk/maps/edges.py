@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import overload
@@ -58,7 +57,7 @@ class Edge:
 
     def reaches(self, key: int) -> int:
         """The first query whose edge is at `key` or past it, were there no cap."""
-        return self.back + math.ceil(key / self.block) * self.block
+        return self.back - -key // self.block * self.block
 
     def formula(self, query: str) -> str:
         """The edge of a query called `query`, as a person would write it: `m - 1023`, `m // 96 * 96`, `4`."""

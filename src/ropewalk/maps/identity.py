@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Self
 
 from ropewalk.maps.base import EVERYTHING, Band, LengthError, PositionMap
@@ -13,7 +14,7 @@ class Identity(PositionMap):
     name: ClassVar[str] = "identity"
     keeps_to_half: ClassVar[bool] = False
 
-    @property
+    @cached_property
     def bands(self) -> tuple[Band, ...]:
         return (EVERYTHING,)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 from ropewalk.maps.base import Band, PositionMap, _require, default_window, join_equal
@@ -30,7 +31,7 @@ class LeakyReRoPE(PositionMap):
         _require(1 <= self.factor < math.inf, f"factor must be 1 or more, and finite, got {self.factor}")
         _require(self.window >= 1, f"window must be 1 or more, got {self.window}")
 
-    @property
+    @cached_property
     def bands(self) -> tuple[Band, ...]:
         query: PositionFunction = Scaled(self.factor, self.window - self.window / self.factor)
         key: PositionFunction = Scaled(self.factor)

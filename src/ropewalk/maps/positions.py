@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ UNBOUNDED = 1 << 48
 
 class PositionFunction(ABC):
     """Maps true positions to the positions used for the rotation. A value: frozen, hashable, equal by its numbers."""
+
+    # Whether the pairs of dimensions of a token have positions of their own: a call then gives (..., pairs).
+    by_pair: ClassVar[bool] = False
 
     @property
     @abstractmethod

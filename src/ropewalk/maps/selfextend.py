@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 from ropewalk.maps.base import Band, PositionMap, _require, default_window, join_equal
@@ -30,7 +31,7 @@ class SelfExtend(PositionMap):
         _require(self.group_size >= 1, f"group_size must be 1 or more, got {self.group_size}")
         _require(self.window >= 1, f"window must be 1 or more, got {self.window}")
 
-    @property
+    @cached_property
     def bands(self) -> tuple[Band, ...]:
         shift = self.window - self.window // self.group_size
         far = Band.at_distances(self.window, None, Grouped(self.group_size, shift), Grouped(self.group_size))

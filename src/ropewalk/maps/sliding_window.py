@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Self
 
 from ropewalk.maps.base import Band, PositionMap, _require
@@ -24,7 +25,7 @@ class SlidingWindow(PositionMap):
         super().__post_init__()
         _require(self.window >= 1, f"window must be 1 or more, got {self.window}")
 
-    @property
+    @cached_property
     def bands(self) -> tuple[Band, ...]:
         return (Band.at_distances(0, self.window),)
 
