@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ropewalk.maps import PositionMap
 from ropewalk.maps.query_scaling import QueryScaling
-from ropewalk.ops.call import Call, Pages, Positions, check, side_by_side, start_problem
-from ropewalk.ops.implementations import IMPLEMENTATIONS, Implementation, check_name, choose, run
+from ropewalk.ops.call import Call, Pages, Positions, check, check_start, side_by_side
+from ropewalk.ops.implementations import Implementation, check_name, choose, run, step_of
 from ropewalk.ops.layout import Layout
 from ropewalk.ops.rotary import Rotary
 
@@ -100,18 +100,8 @@ def attention(
         value_scale=value_scale,
     )
     check(call)
-    if call.layout is not None:
-        # A step does not wait for a start that only the device knows.
-        waits = isinstance(call.layout.query_start, Tensor) and query.numel() and _steps(call, impl)
-        problem = None if waits else start_problem(call.layout)
-        if problem is not None:
-            raise ValueError(f"attention: {problem}")
-    if not query.numel() or not value.numel():
-        return query.new_zeros((*query.shape[:3], value.shape[3]))
-    return run(call, impl)
-
-
-def _steps(call: Call, impl: Implementation) -> bool:
-    if not IMPLEMENTATIONS[choose(call, impl)].steps or call.query.shape[2] != 1 or call.layout is None:
-        return False
-    return call.layout.step(call.query.shape[0], call.query.device) is not None
+    name = choose(call, impl)
+    # A step does not wait for a start that only the device knows.
+    if call.layout is not None and not (isinstance(call.layout.query_start, Tensor) and step_of(call, name)):
+        check_start(call.layout)
+    return run(call, name)

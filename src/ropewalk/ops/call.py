@@ -166,6 +166,19 @@ def check(call: Call) -> None:
         raise ValueError(f"attention: {problem}; {shapes}")
 
 
+def check_start(layout: Layout) -> None:
+    """Refuses queries that have no room among the keys. Reads the device where `query_start` is a tensor.
+
+    Raises:
+        ValueError: they have none.
+    """
+    queries, keys = layout.query_length, layout.key_length
+    if not 0 <= layout.first_query <= keys - queries:
+        raise ValueError(
+            f"attention: query_start {layout.first_query} leaves no room for {queries} queries among {keys} keys"
+        )
+
+
 def _shape_problem(call: Call) -> str | None:
     q, k, v = call.query.shape, call.key.shape, call.value.shape
     if not len(q) == len(k) == len(v) == 4:
@@ -218,14 +231,6 @@ def _layout_problem(call: Call) -> str | None:
     return None
 
 
-def start_problem(layout: Layout) -> str | None:
-    """Whether the queries have room among the keys. Reads the device where `query_start` is a tensor."""
-    queries, keys = layout.query_length, layout.key_length
-    if not 0 <= layout.first_query <= keys - queries:
-        return f"query_start {layout.first_query} leaves no room for {queries} queries among {keys} keys"
-    return None
-
-
 def _head_problem(call: Call) -> str | None:
     heads, key_heads = call.query.shape[1], call.key.shape[1]
     for name, x in (("sinks", call.sinks), ("slopes", call.slopes)):
@@ -263,9 +268,14 @@ def _extra_problem(call: Call) -> str | None:
         if call.far_keys is not None or call.positions is not None:
             return "pages take neither far_keys nor positions"
     for name, scale, x in (("key", call.key_scale, call.key), ("value", call.value_scale, call.value)):
-        if scale is not None and (scale.ndim > 4 or torch.broadcast_shapes(scale.shape, x.shape) != x.shape):
+        if scale is not None and (scale.ndim > 4 or not _broadcasts(scale, x)):
             return f"{name}_scale must be broadcast to {tuple(x.shape)}, got {tuple(scale.shape)}"
     return None
+
+
+def _broadcasts(x: Tensor, to: Tensor) -> bool:
+    pairs = zip(reversed(x.shape), reversed(to.shape), strict=False)
+    return all(size in (1, wanted) for size, wanted in pairs)
 
 
 def _far_problem(call: Call) -> str | None:

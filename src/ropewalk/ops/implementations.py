@@ -93,19 +93,29 @@ def choose(call: Call, impl: Implementation = "auto") -> str:
     raise AssertionError("the reference takes every call")
 
 
-def run(call: Call, impl: Implementation = "auto") -> Tensor:
-    """The output of a call that `check` finds nothing in, or that a framework is known to make so."""
+def step_of(call: Call, name: str) -> Step | None:
+    """What one query a row sees, if the implementation takes the call as a step."""
+    if call.layout is None or call.query.shape[2] != 1 or not IMPLEMENTATIONS[name].steps or not call.query.numel():
+        return None
+    return call.layout.step(call.query.shape[0], call.query.device)
+
+
+def run(call: Call, name: str) -> Tensor:
+    """The output of a call by the implementation that `choose` named.
+
+    The call is such that `check` finds nothing in it, or such as a framework is known to make.
+    """
+    batch, heads, queries, _ = call.query.shape
+    if not call.query.numel() or not call.value.numel():
+        return call.query.new_zeros((batch, heads, queries, call.value.shape[3]))
     if not call.query.stride(-1) == call.key.stride(-1) == call.value.stride(-1) == 1:
         call.query, call.key, call.value = map(side_by_side, (call.query, call.key, call.value))
-    name = choose(call, impl)
     chosen = module(name)
     if call.pages is not None:
         return chosen.attend(call)
-    batch, heads, queries, _ = call.query.shape
-    if IMPLEMENTATIONS[name].steps and queries == 1 and call.layout is not None:
-        step = call.layout.step(batch, call.query.device)
-        if step is not None:
-            return cast(SteppingModule, chosen).attend_step(call, step)
+    step = step_of(call, name)
+    if step is not None:
+        return cast(SteppingModule, chosen).attend_step(call, step)
     output = None
     for span, part in call.parts():
         result = chosen.attend(part)

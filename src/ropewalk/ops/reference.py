@@ -25,8 +25,8 @@ def attend(call: Call) -> Tensor:
     """See `ropewalk.ops.attention`. Computes in float32, or float64 for float64 queries."""
     if call.pages is not None:
         output = call.query.new_zeros((*call.query.shape[:3], call.value.shape[3]))
-        for queries, text in _texts(call):
-            output[:, :, queries] = attend(text)
+        for place, text in _texts(call):
+            output[:, :, place] = attend(text)
         return output
     if call.head_maps is not None:
         heads = call.query.shape[1] // call.key.shape[1]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ropewalk.integrations.transformers.plan import plans
-from ropewalk.ops.api import attend_step
+from ropewalk.ops import fused
+from ropewalk.ops.implementations import choose, run
 from ropewalk.ops.layout import GAPS, Layout, Step, left_padding
 
 
@@ -26,8 +28,12 @@ def extended_attention(
     softcap: float | None,
     handle: int,
 ) -> Tensor:
+    plan = plans[handle]
     layout = Layout(query.shape[2], key.shape[2], query_start, key_mask)
-    return plans[handle].attend(query, key, value, layout, position_ids, sinks, scale, softcap).contiguous()
+    call = plan.call(query, key, value, layout, sinks, scale, softcap)
+    name = choose(call, plan.impl)
+    plan.check(call, name, position_ids)
+    return run(call, name).contiguous()
 
 
 @extended_attention.register_fake
@@ -52,8 +58,9 @@ def extended_step(
     step = Step(lengths, first_slots, slots if lengths is None else None)
     if plan.limits is not None:
         plan.limits.check_step(step, slots)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return attend_step(query, key, value, plan.position_map, plan.rotary, step, scale, softcap, sinks)
+    # The queries are scaled already, in what was traced.
+    call = replace(plan.call(query, key, value, None, sinks, scale, softcap), query_scaling=None)
+    return fused.attend_step(call, step)
 
 
 @extended_step.register_fake

@@ -19,7 +19,7 @@ from ropewalk.integrations.transformers.plan import PLAN, LayerPlan
 from ropewalk.maps import Identity, PositionMap, SelfExtend
 from ropewalk.maps.query_scaling import QueryScaling, QueryScalingKind
 from ropewalk.maps.sliding_window import SlidingWindow
-from ropewalk.ops.api import Implementation
+from ropewalk.ops import Implementation
 
 logger = logging.getLogger("ropewalk")
 

@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 
 from ropewalk.integrations.transformers import compiled, probe
 from ropewalk.integrations.transformers.plan import PLAN, LayerPlan
+from ropewalk.ops.implementations import choose, run
 from ropewalk.ops.layout import Layout, Step
 
 # Names with "flash", "sdpa" or a slash would set off transformers' own loaders and checks.
@@ -103,12 +104,17 @@ def attention_forward(
             f"an extended model takes a 2-D attention mask (batch, tokens), got shape {tuple(attention_mask.shape)}"
         )
     layout = attention_mask or Layout(query.shape[2], key.shape[2])
-    if torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():
+        far_keys = None if plan.far_keys is None else plan.far_keys.view(query, key, value, layout)
+        call = plan.call(query, key, value, layout, s_aux, scaling, softcap, far_keys)
+        name = choose(call, plan.impl)
+        plan.check(call, name, position_ids)
+        output: Tensor = run(call, name)
+    else:
         query_start = layout.query_start
         if query_start is not None:
             query_start = torch.as_tensor(query_start, device=query.device)
-        output: Tensor
-        if plan.takes_step(query, key, value):
+        if plan.takes_step(plan.call(query, key, value, None, s_aux, scaling, softcap)):
             if layout.traced_slots is None and not (query_start is None and layout.key_mask is None):
                 layout.traced_slots = compiled.step_slots(query_start, layout.key_mask, query.shape[0], key.shape[2])
             lengths, first_slots = layout.traced_slots or (None, None)
@@ -123,7 +129,4 @@ def attention_forward(
             output = compiled.extended_attention(
                 query, key, value, query_start, layout.key_mask, position_ids, s_aux, scaling, softcap, plan.handle
             )
-    else:
-        far_keys = None if plan.far_keys is None else plan.far_keys.view(query, key, value, layout)
-        output = plan.attend(query, key, value, layout, position_ids, s_aux, scaling, softcap, far_keys)
     return output.transpose(1, 2).contiguous(), None

@@ -13,7 +13,9 @@ from ropewalk.integrations.transformers.far_keys import FarKeys
 from ropewalk.integrations.transformers.limits import Limits
 from ropewalk.maps import PositionMap
 from ropewalk.maps.query_scaling import QueryScaling
-from ropewalk.ops.api import Implementation, attend_step, attention, choose_impl, kernels_lack
+from ropewalk.ops.call import Call, check, check_start
+from ropewalk.ops.fused import kernels_lack
+from ropewalk.ops.implementations import Implementation, step_of
 from ropewalk.ops.layout import Layout, Slots, Span
 from ropewalk.ops.rotary import Rotary
 
@@ -42,65 +44,73 @@ class LayerPlan:
     far_keys: FarKeys | None = None
     # Its key in `plans`.
     handle: int = field(init=False)
+    # The rotary embedding as the operator wants it, which keeps tables in it.
+    _rotary: Rotary = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_rotary", Rotary.none() if self.rotary is None else self.rotary)
         object.__setattr__(self, "handle", next(_handles))
         plans[self.handle] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return LayerPlan, (self.position_map, self.rotary, self.query_scaling, self.impl, self.limits, self.far_keys)
 
-    def attend(
+    def call(
         self,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        layout: Layout,
-        position_ids: Tensor | None,
+        layout: Layout | None,
         sinks: Tensor | None,
         scale: float | None,
         softcap: float | None,
         far_keys: Tensor | None = None,
-    ) -> Tensor:
-        """`ropewalk.ops.attention` of one call, after a check of what the call asks for."""
-        impl = choose_impl(query, key, value, softcap) if self.impl == "auto" else self.impl
-        step = None
-        if impl == "fused" and layout.query_length == 1 and (self.impl == "auto" or self.takes_step(query, key, value)):
-            step = layout.step(query.shape[0], query.device)
-        if step is not None:
-            # One token without gaps has no positions to compare.
-            if self.limits is not None:
-                self.limits.check_step(step, key.shape[2])
-            scale = query.shape[-1] ** -0.5 if scale is None else scale
-            # What `attention` would check is as the model made it, and there are microseconds to spare.
-            return attend_step(
-                query, key, value, self.position_map, self.rotary, step, scale, softcap, sinks, self.query_scaling
-            )
-        if self.limits is not None:
-            spans = layout.spans(query.shape[0])
-            self.limits.check(max((_count(span.keys) for span in spans), default=0))
-            if position_ids is not None and not layout.positions_checked:
-                layout.positions_checked = True
-                _check_positions(spans, position_ids.expand(query.shape[0], -1))
-        return attention(
+    ) -> Call:
+        """What the operator is asked by one call of the module."""
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        return Call(
             query,
             key,
             value,
             self.position_map,
-            self.rotary,
-            layout=layout,
-            scale=scale,
-            softcap=softcap,
-            sinks=sinks,
-            query_scaling=self.query_scaling,
-            far_keys=far_keys,
-            impl=impl,
+            self._rotary,
+            layout,
+            scale,
+            softcap,
+            sinks,
+            self.query_scaling,
+            far_keys,
         )
 
-    def takes_step(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
-        """Whether a compiled call is one token a row that the decode kernel takes."""
-        wanted = self.impl == "fused" or (self.impl == "auto" and query.device.type == "cuda")
-        return wanted and query.shape[2] == 1 and kernels_lack(query, key, value) is None
+    def check(self, call: Call, name: str, position_ids: Tensor | None) -> None:
+        """Refuses what the module may ask for and the plan does not take, before the implementation `name` runs it.
+
+        Raises:
+            LengthError: the text is past eq. 4.
+            ValueError: positions do not count tokens one by one, or an argument of the operator does not fit.
+        """
+        step = step_of(call, name)
+        if step is not None:
+            # One token without gaps has no positions to compare, and what `check` would look at is as the model made it:
+            # there are microseconds to spare.
+            if self.limits is not None:
+                self.limits.check_step(step, call.key.shape[2])
+            return
+        assert call.layout is not None
+        check(call)
+        check_start(call.layout)
+        if self.limits is not None:
+            batch = call.query.shape[0]
+            spans = call.layout.spans(batch)
+            self.limits.check(max((_count(span.keys) for span in spans), default=0))
+            if position_ids is not None and not call.layout.positions_checked:
+                call.layout.positions_checked = True
+                _check_positions(spans, position_ids.expand(batch, -1))
+
+    def takes_step(self, call: Call) -> bool:
+        """Whether a call that is traced is one token a row that the decode kernel takes."""
+        wanted = self.impl == "fused" or (self.impl == "auto" and call.query.device.type == "cuda")
+        return wanted and call.query.shape[2] == 1 and kernels_lack(call) is None
 
 
 def _count(slots: Slots) -> int:

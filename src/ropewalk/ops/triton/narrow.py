@@ -11,6 +11,7 @@ are re-rotated before, as each band sees them; the queries are re-rotated in reg
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import triton
@@ -87,9 +88,7 @@ def attend(narrow: Narrow, chunk: int | None = None, config: NarrowConfig | None
         }
         launch = narrow.rotary.tables.get(
             ("narrow", kinds, tuple(constants.values()), query.dtype, device, config.warps),
-            lambda constants=constants: Launch(
-                _narrow_kernel, constants, {"num_warps": config.warps, "enable_fp_fusion": False}
-            ),
+            partial(Launch, _narrow_kernel, constants, {"num_warps": config.warps, "enable_fp_fusion": False}),
         )
         grid = (
             triton.cdiv(part.end - part.begin, positions),
