@@ -15,7 +15,11 @@ import torch
 from torch import Tensor
 
 from ropewalk.maps.edges import BEGINNING, PAST_QUERY, Edge
-from ropewalk.maps.positions import TRUE_POSITIONS, UNBOUNDED, PositionFunction
+from ropewalk.maps.numbers import UNBOUNDED, real, whole
+from ropewalk.maps.positions import TRUE_POSITIONS, PositionFunction
+
+# How a parameter is checked, by its type as the class writes it.
+_RULES: dict[Any, Callable[[str, object], int | float]] = {int: whole, "int": whole, float: real, "float": real}
 
 
 class LengthError(ValueError):
@@ -90,7 +94,8 @@ class Band:
     def _telling_queries(self, first: int, stop: int) -> Iterator[Tensor]:
         """Of the queries `first .. stop - 1`, some that hold one with the largest relative position.
 
-        Between two turns all repeats itself with one period, up to a drift: the first and the last period tell.
+        Between two turns all repeats itself with one period, up to a drift: the first and the last period tell. Within
+        one, only a query's position may fall, or its lowest key position rise: the queries before such ones tell.
         """
         turns = {first, stop, *self.low.turns(), *self.high.turns(), *self.query_positions.turns}
         if self.high.cap is not None and not self.low.is_beginning:
@@ -101,8 +106,20 @@ class Band:
             self.low.block, self.high.block, self.query_positions.period or 1, self.key_positions.period or 1
         )
         for begin, end in pairwise(sorted(turn for turn in turns if first <= turn <= stop)):
-            yield torch.arange(begin, min(begin + period, end))
-            yield torch.arange(max(begin, end - period), end)
+            for lower, upper in (begin, min(begin + period, end)), (max(begin, end - period), end):
+                yield torch.tensor([upper - 1])
+                if cycle := self.query_positions.cycle:
+                    yield _queries_before(0, cycle, lower, upper)
+                if not self.low.is_beginning:
+                    # A high edge that rests while the low one moves may also leave the band empty.
+                    rise = self.key_positions.step if self.low.block == self.high.block == 1 else self.low.block
+                    yield _queries_before(self.low.back, rise, lower, upper)
+
+
+def _queries_before(first: int, step: int, lower: int, upper: int) -> Tensor:
+    """The queries of `lower .. upper - 1` that come right before `first`, or any number of `step` from it."""
+    following = lower + 1 + (first - lower - 1) % step
+    return torch.arange(following, max(following, upper + 1), step) - 1
 
 
 EVERYTHING = Band(BEGINNING, PAST_QUERY)
@@ -126,10 +143,23 @@ class PositionMap(ABC):
 
     def __post_init__(self) -> None:
         for parameter in dataclasses.fields(self):
-            value = getattr(self, parameter.name)
-            if parameter.type == "int":
-                _require(isinstance(value, int), f"{parameter.name} must be a whole number, got {value!r}")
+            if rule := _RULES.get(parameter.type):
+                object.__setattr__(self, parameter.name, rule(parameter.name, getattr(self, parameter.name)))
         _require(self.start >= 0, f"start must be 0 or more, got {self.start}")
+
+    @classmethod
+    def examples(cls) -> list[Self]:
+        """Maps of this kind for texts of a few dozen tokens, which the tests run.
+
+        They hold what is easily got wrong: sizes that do not divide each other, windows larger than the text, a late
+        `start`.
+        """
+        return [cls(**cls.miniature)]
+
+    @classmethod
+    def large_examples(cls) -> list[Self]:
+        """Likewise for texts of a thousand tokens: windows larger than the blocks that implementations work in."""
+        return []
 
     @property
     @abstractmethod
@@ -147,15 +177,24 @@ class PositionMap(ABC):
         return before + after
 
     @classmethod
-    @abstractmethod
     def for_length(cls, target_length: int, trained_window: int) -> Self:
         """The map of this kind for texts of `target_length` tokens on a model trained on `trained_window`.
 
-        Its largest relative position stays below half the trained window (SelfExtend, eq. 5).
+        Its largest relative position stays below half the trained window (SelfExtend, eq. 5), or, where that rule is
+        not asked of the map, inside the window.
 
         Raises:
             LengthError: no map of this kind reaches `target_length`.
+            ValueError: a length that is no whole number, or below 1, or longer than any text.
         """
+        target_length = whole("target_length", target_length, at_least=1)
+        trained_window = whole("trained_window", trained_window, at_least=1)
+        return cls._for_length(target_length, trained_window)._check_length(target_length, trained_window)
+
+    @classmethod
+    @abstractmethod
+    def _for_length(cls, target_length: int, trained_window: int) -> Self:
+        """What a map of this kind has to say to `for_length`, which has checked the lengths and checks the result."""
 
     @property
     def is_identity(self) -> bool:
@@ -178,8 +217,11 @@ class PositionMap(ABC):
 
         int64, or float64 for maps with real-valued positions. Pairs that do not attend (the future, and keys that the
         map hides) are -1.
+
+        Raises:
+            ValueError: a length that no text has.
         """
-        tokens = torch.arange(length)
+        tokens = torch.arange(whole("length", length, at_least=0))
         return self.relative_to(tokens[:, None], tokens)
 
     def relative_to(self, queries: Tensor, keys: Tensor) -> Tensor:
@@ -193,7 +235,12 @@ class PositionMap(ABC):
         return torch.where(before_start, distance.to(relative.dtype), relative)
 
     def largest_relative_position(self, length: int) -> float:
-        """Largest relative position used anywhere in a text of `length` tokens."""
+        """Largest relative position used anywhere in a text of `length` tokens; -1 where there are none.
+
+        Raises:
+            ValueError: a length that no text has.
+        """
+        length = whole("length", length, at_least=0)
         before_start = min(length, self.start) - 1
         return max(before_start, *(band.largest_relative_position(length, self.start) for band in self.bands))
 
@@ -201,21 +248,31 @@ class PositionMap(ABC):
         """Longest text whose relative positions all stay inside the trained window (SelfExtend, eq. 4).
 
         `math.inf` where the map never leaves the window.
+
+        Raises:
+            ValueError: a window that no model has.
         """
-        _require_window(trained_window)
+        trained_window = whole("trained_window", trained_window, at_least=1)
         return self._longest(lambda position: position <= trained_window - 1)
 
     def recommended_length(self, trained_window: int) -> int | float:
         """Longest text whose relative positions stay below half the trained window (SelfExtend, eq. 5).
 
         `max_length` for maps that the rule is not asked of.
+
+        Raises:
+            ValueError: a window that no model has.
         """
-        _require_window(trained_window)
+        trained_window = whole("trained_window", trained_window, at_least=1)
         return self._longest(lambda position: self._keeps_rule(position, trained_window))
 
     def meets_rule(self, length: int, trained_window: int) -> bool:
-        """Whether a text of `length` tokens keeps the rule of eq. 5, as those up to `recommended_length` do."""
-        _require_window(trained_window)
+        """Whether a text of `length` tokens keeps the rule of eq. 5, as those up to `recommended_length` do.
+
+        Raises:
+            ValueError: a length that no text has, or a window that no model has.
+        """
+        trained_window = whole("trained_window", trained_window, at_least=1)
         return self._keeps_rule(self.largest_relative_position(length), trained_window)
 
     def _keeps_rule(self, position: float, trained_window: int) -> bool:
@@ -249,11 +306,12 @@ class PositionMap(ABC):
         return {"map": self.name, **dataclasses.asdict(self)}
 
     def _check_length(self, target_length: int, trained_window: int) -> Self:
-        """This map, if it meets eq. 5 for `target_length`."""
-        if self.recommended_length(trained_window) < target_length:
+        """This map, if it reaches `target_length`."""
+        if not self.meets_rule(target_length, trained_window):
             raise LengthError(
                 f"{type(self).__name__} cannot reach a target length of {target_length} tokens on a trained window of "
-                f"{trained_window}: at best {self} reaches {self.recommended_length(trained_window)} (eq. 5)"
+                f"{trained_window}: at best {self} reaches {self.recommended_length(trained_window)} "
+                f"(eq. {5 if self.keeps_to_half else 4})"
             )
         return self
 
@@ -281,7 +339,3 @@ def default_window(trained_window: int) -> int:
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
-
-
-def _require_window(trained_window: int) -> None:
-    _require(trained_window >= 1, f"trained_window must be 1 or more, got {trained_window}")

@@ -19,7 +19,11 @@ class Identity(PositionMap):
         return (EVERYTHING,)
 
     @classmethod
-    def for_length(cls, target_length: int, trained_window: int) -> Self:
+    def examples(cls) -> list[Self]:
+        return [cls(), cls(start=7)]
+
+    @classmethod
+    def _for_length(cls, target_length: int, trained_window: int) -> Self:
         """The identity, up to the trained window itself: eq. 5 is a rule for maps, not for the unmodified model."""
         if target_length > trained_window:
             raise LengthError(

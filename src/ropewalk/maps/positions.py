@@ -14,8 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-# Longer than any text: what would begin past this many tokens never begins.
-UNBOUNDED = 1 << 48
+from ropewalk.maps.numbers import UNBOUNDED as UNBOUNDED
 
 
 class PositionFunction(ABC):
@@ -36,6 +35,16 @@ class PositionFunction(ABC):
     def turns(self) -> tuple[int, ...]:
         """Tokens from which on the function goes on otherwise than before; few functions have any."""
         return ()
+
+    @property
+    def step(self) -> int:
+        """It rises at no other tokens than multiples of this."""
+        return 1
+
+    @property
+    def cycle(self) -> int:
+        """It falls at no other tokens than multiples of this; 0 where it never does."""
+        return 0
 
     @abstractmethod
     def formula(self, token: str) -> str:
@@ -59,6 +68,10 @@ class Grouped(PositionFunction):
 
     @property
     def period(self) -> int:
+        return self.size
+
+    @property
+    def step(self) -> int:
         return self.size
 
     def formula(self, token: str) -> str:
@@ -145,6 +158,10 @@ class Cyclic(PositionFunction):
     def period(self) -> int:
         return self.size
 
+    @property
+    def cycle(self) -> int:
+        return self.size
+
     def formula(self, token: str) -> str:
         position = _plus(f"{token} mod {self.size}", self.shift)
         return position if self.cap is None else f"min({position}, {self.cap})"
@@ -195,7 +212,7 @@ class LogisticGroups:
         size, group, token = 1, 0, 0
         rows = [(size, group, token)]
         while size < self.capacity - 1:
-            estimate = math.ceil(self._crossing(size + 1))
+            estimate = math.ceil(min(self._crossing(size + 1), UNBOUNDED))
             if token + size * (estimate - group) >= UNBOUNDED:
                 break
             following = self._first_group(size + 1, estimate)

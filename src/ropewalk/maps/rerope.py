@@ -33,6 +33,14 @@ class ReRoPE(PositionMap):
         )
 
     @classmethod
-    def for_length(cls, target_length: int, trained_window: int) -> Self:
+    def examples(cls) -> list[Self]:
+        return [cls(4), cls(1), cls(100), cls(3, start=8)]
+
+    @classmethod
+    def large_examples(cls) -> list[Self]:
+        return [cls(257)]
+
+    @classmethod
+    def _for_length(cls, target_length: int, trained_window: int) -> Self:
         """A quarter of the trained window, whatever the length: the map has no other parameter."""
-        return cls(max(1, trained_window // 4))._check_length(target_length, trained_window)
+        return cls(max(1, trained_window // 4))
