@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,17 +73,13 @@ def kernels_lack(call: Call) -> str | None:
 
 def attend(call: Call) -> Tensor:
     """See `ropewalk.ops.attention`."""
-    from ropewalk.ops.triton import narrow, prefill
-    from ropewalk.ops.triton.narrow_keys import Narrow
-
     call = _readable(call)
     runs = []
     for run, bands in _runs(call):
         strips, passes = _passes(run, bands)
         output = lse = None
         for banded in passes:
-            hopper = _hopper_prefill(banded)
-            part, part_lse = (hopper or prefill).attend(banded)
+            part, part_lse = kernel(_prefill_kernel(banded)).attend(banded)
             if output is None or lse is None or part_lse is None:
                 output, lse = part, part_lse
             else:
@@ -91,16 +88,16 @@ def attend(call: Call) -> Tensor:
         assert output is not None
         if strips:
             assert lse is not None
-            work = Narrow(run.query, run.key, run.value, strips, run.rotary, output, lse, run.scale, run.softcap)
-            (_hopper_narrow(work) or narrow).attend(work)
+            work = kernel("narrow_keys").Narrow(
+                run.query, run.key, run.value, strips, run.rotary, output, lse, run.scale, run.softcap
+            )
+            kernel(_narrow_kernel(work)).attend(work)
         runs.append(output)
     return torch.cat(runs, dim=2) if len(runs) > 1 else runs[0]
 
 
 def attend_step(call: Call, step: Step) -> Tensor:
     """Attention of one query a row. Far keys are re-rotated on their way from memory: kept ones would cost as much."""
-    from ropewalk.ops.triton import decode
-
     if call.query_scaling is not None:
         factors = step.query_factors.get(call.query_scaling)
         if factors is None:
@@ -108,7 +105,7 @@ def attend_step(call: Call, step: Step) -> Tensor:
             factors = call.query_scaling(positions)[:, None, None, None]
             step.query_factors[call.query_scaling] = factors
         call = replace(call, query=call.query * factors.to(call.query.dtype), query_scaling=None)
-    return decode.decode(call, step)
+    return kernel("decode").attend(call, step)
 
 
 def _readable(call: Call) -> Call:
@@ -140,17 +137,14 @@ def _runs(call: Call) -> Iterator[tuple[Call, tuple[Band, ...]]]:
 def _passes(call: Call, bands: tuple[Band, ...]) -> tuple[list[Band], list[Banded]]:
     """The narrow bands, and what is to be done for the others: the nearest band and the one that goes on to the first
     key in one pass, and a pass for each other one. All but a single pass give their log-sum-exp."""
-    from ropewalk.ops.triton.banded import Banded
-    from ropewalk.ops.triton.narrow_keys import is_narrow
-
     keys, past, rotary = call.key.shape[2], call.past, call.rotary
     nearest, *farther = (band for band in bands if band.first_query < max(keys, 1))
     far = farther.pop() if farther and farther[-1].low.is_beginning else None
-    strips = [band for band in farther if is_narrow(band)]
-    others = [band for band in farther if not is_narrow(band)]
+    strips = [band for band in farther if kernel("narrow_keys").is_narrow(band)]
+    others = [band for band in farther if band not in strips]
 
     def seen_through(band: Band) -> Banded:
-        return Banded(
+        return kernel("banded").Banded(
             query=_rerotated_from(band.first_query - past, call.query, band.query_positions, past, rotary),
             key=_rerotated(call.key, band.key_positions, 0, rotary),
             value=call.value,
@@ -173,32 +167,24 @@ def _passes(call: Call, bands: tuple[Band, ...]) -> tuple[list[Band], list[Bande
     return strips, [first, *map(seen_through, others)]
 
 
-def _hopper_prefill(banded: Banded) -> Any:
-    """The module of the kernel for Hopper GPUs, if it takes the pass. Which and why is logged once."""
-    reason = _not_hopper(banded.query.device)
-    if reason is None:
-        from ropewalk.ops.triton import hopper_prefill
+@cache
+def kernel(name: str) -> Any:
+    """A module of `ropewalk.ops.triton`."""
+    return import_module(f"ropewalk.ops.triton.{name}")
 
-        reason = hopper_prefill.lacks(banded)
-        if reason is None:
-            _log_kernel("prefill", None)
-            return hopper_prefill
+
+def _prefill_kernel(banded: Banded) -> str:
+    """The kernel that takes the pass. Which and why is logged once."""
+    reason = _not_hopper(banded.query.device) or kernel("hopper_prefill").lacks(banded)
     _log_kernel("prefill", reason)
-    return None
+    return "hopper_prefill" if reason is None else "prefill"
 
 
-def _hopper_narrow(narrow: Narrow) -> Any:
+def _narrow_kernel(narrow: Narrow) -> str:
     """The same for narrow bands."""
-    reason = _not_hopper(narrow.query.device)
-    if reason is None:
-        from ropewalk.ops.triton import hopper_narrow
-
-        reason = hopper_narrow.lacks(narrow)
-        if reason is None:
-            _log_kernel("prefill of narrow bands", None)
-            return hopper_narrow
+    reason = _not_hopper(narrow.query.device) or kernel("hopper_narrow").lacks(narrow)
     _log_kernel("prefill of narrow bands", reason)
-    return None
+    return "hopper_narrow" if reason is None else "narrow"
 
 
 @cache
@@ -209,7 +195,7 @@ def _not_hopper(device: torch.device) -> str | None:
     if torch.cuda.get_device_capability(device) != (9, 0):
         return torch.cuda.get_device_name(device)
     try:
-        from ropewalk.ops.triton import hopper_narrow  # noqa: F401
+        kernel("hopper_narrow")
     except ImportError as error:
         return f"this installation ({error})"
     return None
@@ -227,10 +213,8 @@ def _rerotated(x: Tensor, function: PositionFunction, begin: int, rotary: Rotary
     """As `rotary.rerotated`, in one pass through memory; into `out` where there is something to do."""
     if not rotary.moves(function):
         return x
-    from ropewalk.ops.triton.rerotate import rerotate
-
     cosine, sine = rotary.table(function, begin, begin + x.shape[2], x.device)
-    return rerotate(x, cosine, sine, rotary, out)
+    return kernel("rerotate").rerotate(x, cosine, sine, rotary, out)
 
 
 def _rerotated_from(first: int, x: Tensor, function: PositionFunction, begin: int, rotary: Rotary) -> Tensor:
