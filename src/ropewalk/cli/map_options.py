@@ -65,17 +65,17 @@ def with_map_options(default: str = "selfextend") -> Callable[[Callable[..., Non
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
         own = [parameter for parameter in signature.parameters.values() if parameter.name != "map_options"]
-        broken = ""
+        broken: MapEntryPointError | None = None
         try:
             kinds = dict(MAPS)
-        except MapEntryPointError as error:  # told where the command runs: here the command line is only being built
-            kinds, broken = dict(MAPS.built_in), str(error)
+        except MapEntryPointError as error:  # raised where the command runs: here the command line is only being built
+            kinds, broken = dict(MAPS.built_in), error
         options = _parameters(default, kinds, taken={parameter.name for parameter in own})
 
         @functools.wraps(command)
         def wrapper(**values: Any) -> None:
             if broken:
-                raise UserError(broken)
+                raise broken
             name = values.pop("map_name")
             given = {option.name: values.pop(option.name) for option in options[1:]}
             given = {parameter: value for parameter, value in given.items() if value is not None}
