@@ -177,13 +177,13 @@ def _help(name: str, kinds: list[type[PositionMap]]) -> str:
     """`selfextend, rerope: W, the neighbor window, in tokens. self: ...`, from the maps' docstrings."""
     if name == "start":
         return _START_HELP
-    said: dict[str, list[str]] = {}
+    said: dict[tuple[str, str], list[str]] = {}
     for kind in kinds:
         field = next(field for field in fields(kind) if field.name == name)
-        default = f" \\[default: {field.default}]" if field.default is not MISSING else ""
-        said.setdefault(escape(_described(kind, name)) + default, []).append(kind.name)
+        default = f" \\[default: {field.default}]" if field.default not in (MISSING, None) else ""
+        said.setdefault((escape(_described(kind, name)), default), []).append(kind.name)
     return " ".join(
-        f"{', '.join(names)}: {meaning}" if meaning else f"{', '.join(names)}." for meaning, names in said.items()
+        f"{', '.join(names)}{f': {meaning}' if meaning else '.'}{default}" for (meaning, default), names in said.items()
     )
 
 
