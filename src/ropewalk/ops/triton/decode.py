@@ -346,14 +346,14 @@ def _partials_kernel(
         if begin < end:
             if pairs > 0:
                 numbers = band_table + COLUMNS * band
-                key_size = tl.where(unmapped, 1, tl.load(numbers + 8))
+                key_inverse = tl.where(unmapped, 1.0, tl.load(numbers + 8).to(tl.float32, bitcast=True))
                 key_shift = tl.where(unmapped, 0, tl.load(numbers + 9))
-                query_size = tl.where(unmapped, 1, tl.load(numbers + 6))
+                query_inverse = tl.where(unmapped, 1.0, tl.load(numbers + 6).to(tl.float32, bitcast=True))
                 query_shift = tl.where(unmapped, 0, tl.load(numbers + 7))
                 rerotated_first, rerotated_second = rerotate(
                     query_first,
                     query_second,
-                    mapped(token, query_size, query_shift, positions, capacity, token >= 0),
+                    mapped(token, query_inverse, query_shift, positions, capacity, token >= 0),
                     token.to(tl.float32),
                     frequency,
                     fast_sine,
@@ -367,7 +367,7 @@ def _partials_kernel(
                 scores = tl.zeros([block_rows, block_keys], tl.float32)
                 if pairs > 0:
                     tokens = slot - first_slot + offsets  # (block_keys,), true positions
-                    to = mapped(tokens, key_size, key_shift, positions, capacity, inside)  # (block_keys,)
+                    to = mapped(tokens, key_inverse, key_shift, positions, capacity, inside)  # (block_keys,)
                     first, second = load_pairs(
                         tile_keys, offsets * key_slot, inside, pairs, offset, interleaved
                     )  # (block_keys, pairs) each

@@ -233,7 +233,7 @@ def _narrow_kernel(
             if pairs > 0:
                 # Read anew for every band: next to the keys that is little, and it keeps registers free.
                 seen_first, seen_second = load_pairs(queries, query_offsets, present, pairs, offset, interleaved)
-                to = tokens // tl.load(numbers + 6) + tl.load(numbers + 7)  # (block_rows,)
+                to = tokens // tl.load(numbers + 10) + tl.load(numbers + 7)  # (block_rows,)
                 seen_first, seen_second = rerotate(
                     seen_first.to(tl.float32),
                     seen_second.to(tl.float32),

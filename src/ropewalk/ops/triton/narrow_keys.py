@@ -259,7 +259,7 @@ def _views_kernel(
         low, high, slot, band_slot = narrow_keys(band_table, band, band_slot, begin, end, begin, chunk)
         if (start < high) & (start + block_tokens > low):
             inside = (tokens >= low) & (tokens < high)
-            to = tokens // tl.load(band_table + COLUMNS * band + 8) + tl.load(band_table + COLUMNS * band + 9)
+            to = tokens // tl.load(band_table + COLUMNS * band + 11) + tl.load(band_table + COLUMNS * band + 9)
             seen_first, seen_second = rerotate(
                 first, second, to.to(tl.float32)[:, None], tokens.to(tl.float32)[:, None], frequency, fast_sine
             )
