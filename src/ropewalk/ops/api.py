@@ -174,6 +174,13 @@ def choose_impl(
     return chosen
 
 
+def device_lacks(device: torch.device) -> str | None:
+    """What a device needs to be right under a map, and has not; None where nothing is known to be missing."""
+    if device.type == "mps" or (device.type == "xpu" and not torch.xpu.get_device_properties(device).has_fp64):
+        return f"device {device.type} has no float64, in which positions become angles: move it to the CPU"
+    return None
+
+
 def kernels_lack(query: Tensor, key: Tensor, value: Tensor) -> str | None:
     """What these tensors need that the Triton kernels do not have; None if they have all. Can be traced."""
     device = query.device.type
@@ -260,6 +267,8 @@ def _problem(query: Tensor, key: Tensor, value: Tensor, rotary: Rotary | None, l
         return f"layout is for {layout.query_length} queries and {layout.key_length} keys"
     if rotary is not None and rotary.offset + rotary.dim > q[3]:
         return f"a rotary embedding of {rotary.dim} dimensions does not fit"
+    if (lacks := device_lacks(query.device)) is not None:
+        return lacks
     mask = layout.key_mask
     if mask is not None and (mask.ndim != 2 or mask.shape[0] != q[0]):
         return f"key_mask must be (batch, keys), got {tuple(mask.shape)}"
