@@ -32,14 +32,14 @@ def on(device):
 
 @pytest.mark.parametrize("impl", ["auto", "reference", "blocks"])
 def test_the_operator_refuses_a_device_without_float64(impl):
-    with pytest.raises(ValueError, match="device mps has no float64.*move it to the CPU"):
+    with pytest.raises(ValueError, match=r"device mps has no float64.*move it to the CPU"):
         attention(*on("mps"), SelfExtend(2, 4), None, impl=impl)
 
 
 def test_extend_refuses_a_device_without_float64(monkeypatch):
     model = tiny_model("llama")
     monkeypatch.setattr(type(model), "device", torch.device("mps"))
-    with pytest.raises(UnsupportedModelError, match="device mps has no float64.*move it to the CPU"):
+    with pytest.raises(UnsupportedModelError, match=r"device mps has no float64.*move it to the CPU"):
         extend(model, SelfExtend(2, 4))
 
 
