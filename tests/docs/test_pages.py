@@ -92,7 +92,7 @@ def assert_shown(shown, printed):
 
 @pytest.mark.parametrize("page", with_blocks("python"))
 def test_python(page, workplace, capsys):
-    namespace = {"__name__": page.stem}
+    namespace = {"__name__": "__main__"}
     found = [*blocks(page), Block("", 0, "", 0)]
     for block, following in pairwise(found):
         if block.language != "python":
@@ -100,7 +100,7 @@ def test_python(page, workplace, capsys):
         code = block.text.replace(HUB, "./my-model")
         capsys.readouterr()
         # A traceback then shows the page's own line.
-        exec(compile("\n" * block.line + code, page, "exec"), namespace)
+        exec(compile("\n" * block.line + code, page, "exec", dont_inherit=True), namespace)
         if following.language == "text" and following.line - 1 - block.end <= 1:
             assert_shown(following.text.splitlines(), capsys.readouterr().out)
 
@@ -164,5 +164,5 @@ def test_the_readme_begins_with_lines_that_run(tmp_path, monkeypatch, capsys):
     loaded.tokenizer.save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     code = next(block.text for block in blocks(ROOT / "README.md") if block.language == "python")
-    exec(compile(code.replace(HUB, "./model"), "README.md", "exec"), {})
+    exec(compile(code.replace(HUB, "./model"), "README.md", "exec", dont_inherit=True), {})
     assert capsys.readouterr().out.startswith("The pass key is 71432.")
