@@ -38,11 +38,11 @@ lint: $(VENV)/.dev  ## ruff: rules and formatting
 types: $(VENV)/.dev  ## mypy
 	$(BIN)/mypy
 
-docs-test: $(VENV)/.dev  ## run the README's examples, and hold published results to their rows
-	$(BIN)/pytest -m docs tests/docs $(ARGS)
+docs-test: $(VENV)/.dev  ## run the examples of README, documentation and examples/, hold results to their rows
+	$(BIN)/pytest -m "docs and not slow" tests/docs $(ARGS)
 
 docs: $(VENV)/.docs  ## build the documentation site into build/site; make docs ARGS=--serve shows it while you write
-	$(BIN)/mkdocs $(if $(filter --serve,$(ARGS)),serve,build --strict --quiet --site-dir build/site)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(if $(filter --serve,$(ARGS)),serve,build --strict --quiet --site-dir build/site)
 
 dist: $(VENV)/.dist  ## build the source archive and the wheel into dist, and check them
 	rm -rf dist

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the site has beside the pages of this folder, for mkdocs (`hooks` in mkdocs.yml): pages that live elsewhere in the
-repository, the command line's own help, and a look at what was built.
+"""What the site has beside the pages of this folder, for mkdocs (`hooks` in mkdocs.yml): pages that live elsewhere in
+the repository, the command line's own help, and a look at what was built.
 
 Links between pages are those of the repository, so that they work there too. A link to a file that is no page becomes
 plain text, because the repository has no address yet.
@@ -78,7 +78,7 @@ def on_post_build(config: MkDocsConfig) -> None:
 def command_line() -> str:
     """The page of every command's help."""
     # Read when the command line is imported.
-    os.environ |= {"COLUMNS": "104", "NO_COLOR": "1", "TERM": "dumb"}
+    os.environ |= {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
     from typer.main import get_command
     from typer.testing import CliRunner
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the examples of the README and of the documentation, so that they stay true.
 
-- ```` ```python ```` blocks of a page run in their order, in one namespace, with a tiny model in the place of the one on
-  the hub; a ```` ```text ```` block right after one is what it prints;
+- ```` ```python ```` blocks of a page run in their order, in one namespace, with a tiny model in the place of the one
+  on the hub; a ```` ```text ```` block right after one is what it prints;
 - every `$ ropewalk ...` line of ```` ```console ```` blocks runs, and the output that the block shows must appear;
 - every `ropewalk ...` or `make ...` line of ```` ```sh ```` blocks must be one that there is, with its options.
 
@@ -150,7 +150,7 @@ def test_shown_lines_must_follow_each_other():
 def test_a_command_that_is_not_there_is_found():
     parse(["eval", "passkey", "--lengths", "8k", "--output", "results"])
     for arguments in (["generate", "--fiel", "report.txt"], ["eval", "paskey"], ["answer"]):
-        with pytest.raises(Exception, match="No such|fiel|paskey|answer"):
+        with pytest.raises(Exception, match=arguments[-2] if len(arguments) > 2 else arguments[-1]):
             parse(arguments)
 
 
