@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from posixpath import dirname, normpath, relpath
+from posixpath import dirname, join, normpath, relpath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     def linked(found: re.Match[str]) -> str:
         opening, _, target, anchor, closing = found.groups()
-        there = normpath(f"{dirname(source)}/{target}")
+        there = normpath(join(dirname(source), target))
         there = f"{there}/README.md" if (ROOT / there / "README.md").is_file() else there
         there = ELSEWHERE.get(there, there.removeprefix("docs/"))
         if files.get_file_from_path(there) is not None:
