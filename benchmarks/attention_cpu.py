@@ -29,7 +29,7 @@ from torch.nn.functional import scaled_dot_product_attention
 import ropewalk
 from ropewalk.maps import SELF, PositionMap, ReRoPE, SelfExtend
 from ropewalk.ops import Rotary, attention
-from ropewalk.ops.rotary import far_band, moved
+from ropewalk.ops.rotary import far_band, rerotated
 
 SHAPES = {"9 q / 3 kv heads, D 64": (9, 3, 64), "32 q / 8 kv heads, D 128": (32, 8, 128)}
 LENGTHS = (2048, 4096, 8192, 16384)
@@ -91,7 +91,7 @@ def main() -> None:
             if work == "decode":
                 calls["packed"] = lambda q=query, k=key, v=value: packed(q, k, v)
                 if band := far_band(MAPS[name]):
-                    far = moved(key, band.key_positions, 0, rotary)
+                    far = rerotated(key, band.key_positions, 0, rotary)
                     calls["kept"] = lambda q=query, k=key, v=value, m=MAPS[name], r=rotary, f=far: attention(
                         q, k, v, m, r, far_keys=f
                     )

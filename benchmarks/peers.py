@@ -19,6 +19,7 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 from torch.nn.functional import scaled_dot_product_attention
 
 from ropewalk.maps import Band, PositionMap
+from ropewalk.maps.base import EVERYTHING
 from ropewalk.ops import Rotary
 
 # Prepares a call on these tensors: what can be made once (masks, tables, compiled code) is made here, and not timed.
@@ -147,7 +148,7 @@ def _flash_4_split(query: Tensor, key: Tensor, value: Tensor) -> Callable[[], Te
 
 def _flex(query: Tensor, key: Tensor, value: Tensor) -> Callable[[], Tensor]:
     attend, grouped = _compiled(_flex_plain, query), query.shape[1] != key.shape[1]
-    mask = None if query.shape[2] == 1 else band_mask(Band(0, None), query, key)
+    mask = None if query.shape[2] == 1 else band_mask(EVERYTHING, query, key)
     return lambda: attend(query, key, value, mask, grouped)
 
 
@@ -162,11 +163,11 @@ def _flex_passes(
         raise ValueError(f"two passes do not make the {len(position_map.bands)} bands of {position_map}")
     near, far = position_map.bands
     past, keys = key.shape[2] - query.shape[2], key.shape[2]
-    turn_query = rotary.shift(far.query_positions, past, keys, query.device)
-    turn_key = rotary.shift(far.key_positions, 0, keys, query.device)
+    turn_query = rotary.table(far.query_positions, past, keys, query.device)
+    turn_key = rotary.table(far.key_positions, 0, keys, query.device)
     grouped = query.shape[1] != key.shape[1]
     if query.shape[2] == 1:  # its bands are slices of the keys
-        end = max(keys - far.first, 0)
+        end = far.high(keys - 1)
         attend = _compiled(_flex_two_slices, query)
         return lambda: attend(query, key, value, turn_query, turn_key[:, :end], end, grouped)
     masks = band_mask(near, query, key), band_mask(far, query, key)
@@ -237,7 +238,9 @@ def _compiled(function: Callable[..., Tensor], query: Tensor) -> Callable[..., T
 def band_mask(band: Band, query: Tensor, key: Tensor) -> BlockMask:
     """The band as a block mask. `create_block_mask` would hold the whole query x key matrix: 16 GiB at 128k tokens."""
     queries, keys = query.shape[2], key.shape[2]
-    past, first, stop = keys - queries, band.first, keys if band.stop is None else band.stop
+    assert band.distances is not None
+    first, stop = band.distances[0], keys if band.distances[1] is None else band.distances[1]
+    past = keys - queries
 
     def inside(batch: Tensor, head: Tensor, query_index: Tensor, key_index: Tensor) -> Tensor:
         distance = query_index + past - key_index

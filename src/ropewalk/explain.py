@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ropewalk.maps import LengthError, PositionMap
+from ropewalk.maps import Band, LengthError, PositionMap
+from ropewalk.maps.edges import PAST_QUERY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,9 +34,14 @@ _NEAR, _FAR, _BEYOND = "#2f6fab", "#d9730d", "#c0392b"
 
 @dataclass(frozen=True)
 class BandSummary:
-    """One band that the text reaches: its distances `first <= m - n < stop` (None: all farther), and both positions."""
+    """One band that the text reaches: the keys n of a query m, and both positions, as formulas.
 
-    first: int
+    `first` and `stop`: its distances `first <= m - n < stop` (a `stop` of None: all farther); both None for a band of
+    other edges than diagonals.
+    """
+
+    keys: str
+    first: int | None
     stop: int | None
     query_position: str
     key_position: str
@@ -91,11 +97,7 @@ def explain(position_map: PositionMap, trained_window: int, length: int) -> Expl
         position_map=position_map,
         trained_window=trained_window,
         length=length,
-        bands=tuple(
-            BandSummary(band.first, band.stop, band.query_positions.formula("m"), band.key_positions.formula("n"))
-            for band in position_map.bands
-            if band.first < length
-        ),
+        bands=tuple(_summary(band) for band in position_map.bands if band.first_query < length),
         largest_relative_position=largest,
         max_length=longest,
         recommended_length=recommended,
@@ -104,12 +106,19 @@ def explain(position_map: PositionMap, trained_window: int, length: int) -> Expl
     )
 
 
+def _summary(band: Band) -> BandSummary:
+    end = "<= m" if band.high == PAST_QUERY else f"< {band.high.formula('m')}"
+    first, stop = band.distances or (None, None)
+    positions = band.query_positions.formula("m"), band.key_positions.formula("n")
+    return BandSummary(f"{band.low.formula('m')} <= n {end}", first, stop, *positions)
+
+
 def _verdict(
     position_map: PositionMap, trained_window: int, length: int, longest: int | float, recommended: int | float
 ) -> Verdict:
     if length > longest:
         return "too long"
-    if length <= max(first_far_distance(position_map), position_map.start):
+    if length <= max(_unmodified_length(position_map), position_map.start):
         return "unmodified"
     return "recommended" if length <= recommended else "possible"
 
@@ -121,6 +130,8 @@ def _advice(
         case "unmodified":
             return "Nothing is re-mapped at this length: the model reads this text as it always did."
         case "recommended":
+            if not position_map.keeps_to_half:
+                return f"Good: no relative position leaves the trained window.{_hidden(position_map)}"
             return "Good: the text stays in the lower half of the trained window, which the model knows best."
         case "possible":
             finding = (
@@ -154,9 +165,21 @@ def number(value: float) -> str:
     return f"{value:,.2f}".rstrip("0").rstrip(".") if value % 1 else f"{value:,.0f}"
 
 
-def first_far_distance(position_map: PositionMap) -> float:
-    """Smallest distance at which keys are re-mapped; infinity for the identity."""
-    return next((band.first for band in position_map.bands if not band.is_true), math.inf)
+def _unmodified_length(position_map: PositionMap) -> float:
+    """Tokens of the longest text in which no query sees a re-mapped key or misses one; infinity for the identity."""
+    first = min((band.first_query for band in position_map.bands if not band.is_true), default=math.inf)
+    farthest = position_map.bands[-1].low
+    return first if farthest.is_beginning else min(first, farthest.reaches(1))
+
+
+def _hidden(position_map: PositionMap) -> str:
+    return "" if position_map.sees_everything else " Keys that are in none of its bands are not seen."
+
+
+def first_far_distance(position_map: PositionMap, query: int) -> float:
+    """Smallest distance at which keys of the query at position `query` are re-mapped; infinity where none is."""
+    far = [band for band in position_map.bands if not band.is_true and band.low(query) < band.high(query)]
+    return min((query + 1 - band.high(query) for band in far), default=math.inf)
 
 
 def miniature(position_map: PositionMap, length: int) -> tuple[PositionMap, int]:
@@ -167,8 +190,10 @@ def miniature(position_map: PositionMap, length: int) -> tuple[PositionMap, int]
 
 
 def last_query_curve(position_map: PositionMap, length: int) -> tuple[Tensor, Tensor]:
-    """Distances seen by the text's last query, and the relative positions they are given: 1-d, same shape."""
-    edges = {edge for band in position_map.bands for edge in (band.first - 1, band.first) if 0 <= edge < length}
+    """Distances from the text's last query, and the relative positions they are given, -1 for keys that it does not
+    see: 1-d, same shape."""
+    firsts = {length - edge(length - 1) for band in position_map.bands for edge in (band.high, band.low)}
+    edges = {edge for first in firsts for edge in (first - 1, first) if 0 <= edge < length}
     sampled = torch.linspace(0, length - 1, min(length, _CURVE_POINTS), dtype=torch.float64).round().long()
     distances = torch.tensor(sorted(edges.union(sampled.tolist())))
     query = torch.tensor(length - 1)
@@ -212,8 +237,10 @@ def draw(explanation: Explanation, path: Path) -> None:
 def _draw_curve(axes: Axes, explanation: Explanation) -> None:
     window, length = explanation.trained_window, explanation.length
     distances, relative = last_query_curve(explanation.position_map, length)
-    last, reached = max(length - 1, 1), relative[-1].item()
-    far = first_far_distance(explanation.position_map) if length > explanation.position_map.start else math.inf
+    seen = torch.where(relative < 0, math.nan, relative.double())
+    last, reached = max(length - 1, 1), relative.max().item()
+    is_mapped = length > explanation.position_map.start
+    far = first_far_distance(explanation.position_map, length - 1) if is_mapped else math.inf
     top = 1.18 * max(window, reached)
 
     axes.axhspan(window, top, color=_BEYOND, alpha=0.07, linewidth=0)
@@ -226,15 +253,17 @@ def _draw_curve(axes: Axes, explanation: Explanation) -> None:
         axes.plot(window, window, "o", color=_MUTED, markersize=6)
     near_part, far_part = distances < far, distances >= far - 1
     thick: dict[str, Any] = {"linewidth": 2.6, "solid_capstyle": "round", "zorder": 3}
-    axes.plot(distances[near_part], relative[near_part], color=_NEAR, label="true distance kept", **thick)
+    axes.plot(distances[near_part], seen[near_part], color=_NEAR, label="true distance kept", **thick)
     if far < length:
-        axes.plot(distances[far_part], relative[far_part], color=_FAR, label="re-mapped", **thick)
-        _mark_far(axes, far, relative[distances == far].item(), last)
+        axes.plot(distances[far_part], seen[far_part], color=_FAR, label="re-mapped", **thick)
+        if relative[distances < far].min() >= 0:  # nothing is hidden before it
+            _mark_far(axes, far, relative[distances == far].item(), last)
     color = _FAR if far < length else _NEAR
-    axes.plot(last, reached, "o", color=color, markersize=6, clip_on=False, zorder=4)
+    farthest = distances[relative >= 0][-1].item()
+    axes.plot(farthest, relative[relative >= 0][-1].item(), "o", color=color, markersize=6, clip_on=False, zorder=4)
     axes.annotate(
         number(reached),
-        (last, reached),
+        (farthest, reached),
         (-6, 8),
         textcoords="offset points",
         color=color,
@@ -297,7 +326,7 @@ def _draw_matrix(axes: Axes, headline: str, position_map: PositionMap, length: i
         value = relative[m, n].item()
         if value < 0:  # a key that this query does not see
             continue
-        is_far = m >= position_map.start and m - n >= first_far_distance(position_map)
+        is_far = m >= position_map.start and m - n >= first_far_distance(position_map, m)
         face = _shade(_FAR if is_far else _NEAR, 0.12 + 0.5 * value / largest)
         axes.add_patch(Rectangle((n - 0.5, m - 0.5), 1, 1, facecolor=face, edgecolor="white", linewidth=1.5))
         axes.text(n, m, f"{value:.3g}", ha="center", va="center", color=_INK)

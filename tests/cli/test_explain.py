@@ -5,6 +5,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import ropewalk
@@ -12,7 +13,7 @@ from ropewalk import SELF, Identity, LeakyReRoPE, ReRoPE, SelfExtend
 from ropewalk.cli import app
 from ropewalk.cli.map_options import MapOptions
 from ropewalk.explain import draw, explain, last_query_curve, miniature
-from ropewalk.maps import MAPS, from_dict
+from ropewalk.maps import MAPS, DualChunk, Infinite, LMInfinite, SlidingWindow, StreamingLLM, from_dict
 from ropewalk.testing.maps import example_maps
 
 EXAMPLES = [example for name in MAPS for example in example_maps()[name]]
@@ -66,6 +67,18 @@ def test_explanation_of_the_issue():
         (Identity(), 4097, "too long"),
         (ReRoPE(1024), 10**9, "recommended"),
         (ReRoPE(3000), 10**9, "possible"),
+        (DualChunk(3072, 1024), 3072, "unmodified"),
+        (DualChunk(3072, 1024), 10**9, "recommended"),
+        (DualChunk(3072, 1025), 4096, "recommended"),
+        (DualChunk(3072, 1025), 4097, "too long"),
+        (SlidingWindow(4096), 4096, "unmodified"),
+        (SlidingWindow(4096), 4097, "recommended"),
+        (SlidingWindow(4097), 4097, "too long"),
+        (Infinite(1000), 1000, "unmodified"),
+        (Infinite(1000), 1001, "recommended"),
+        (StreamingLLM(4, 4092), 4092, "unmodified"),
+        (StreamingLLM(4, 4092), 10**9, "recommended"),
+        (LMInfinite(10, 4096), 4097, "too long"),
     ],
 )
 def test_verdicts_change_at_the_limits(position_map, length, verdict):
@@ -78,7 +91,12 @@ def test_explanation_is_json_and_agrees_with_the_map(position_map):
     assert from_dict(data["map"]) == position_map
     assert data["largest_relative_position"] == position_map.relative_positions(40).max().item()
     assert data["max_length"] == (None if math.isinf(position_map.max_length(16)) else position_map.max_length(16))
-    assert len(data["bands"]) == sum(band.first < 40 for band in position_map.bands)
+    tokens = torch.arange(40)
+    reached = [band for band in position_map.bands if band.sees(tokens[:, None], tokens).any()]
+    assert len(data["bands"]) == len(reached)
+    for said, band in zip(data["bands"], reached, strict=True):
+        for m, n in [(0, 0), (20, 3), (20, 17), (39, 0), (39, 36), (39, 39)]:
+            assert eval(said["keys"], {"m": m, "n": n}) == bool(band.sees(torch.tensor(m), torch.tensor(n)))
 
 
 def test_advice_keeps_start_and_grouping():
@@ -183,8 +201,14 @@ def test_json_schema():
         "trained_window": 4096,
         "length": 16_384,
         "bands": [
-            {"first": 0, "stop": 1024, "query_position": "m", "key_position": "n"},
-            {"first": 1024, "stop": None, "query_position": "1024", "key_position": "0"},
+            {"keys": "m - 1023 <= n <= m", "first": 0, "stop": 1024, "query_position": "m", "key_position": "n"},
+            {
+                "keys": "0 <= n < m - 1023",
+                "first": 1024,
+                "stop": None,
+                "query_position": "1024",
+                "key_position": "0",
+            },
         ],
         "largest_relative_position": 1024,
         "max_length": None,
@@ -193,6 +217,13 @@ def test_json_schema():
         "advice": data["advice"],
     }
     assert data["advice"].startswith("Good:")
+
+
+def test_bands_of_other_edges_are_told_by_their_keys():
+    result = run("explain", "--map", "streaming-llm", "--sinks", 4, "--window", 96, *SIZES)
+    assert result.exit_code == 0, result.output
+    for expected in ("keys n of query m", "m - 95 <= n <= m", "0 <= n < min(m - 95, 4)", "min(m, 99)", "are not seen"):
+        assert expected in result.stdout
 
 
 def test_many_bands_are_cut_in_the_table_but_not_in_json():

@@ -9,7 +9,9 @@ import torch
 
 from ropewalk.maps import SELF, Identity, SelfExtend
 from ropewalk.maps.query_scaling import QueryScaling
-from ropewalk.ops import Layout, Rotary, attention, choose_impl
+from ropewalk.ops import Layout, Rotary, attention
+from ropewalk.ops.call import Call
+from ropewalk.ops.implementations import choose
 from ropewalk.testing.budget import within_budget
 from ropewalk.testing.maps import large_maps
 
@@ -51,10 +53,13 @@ def test_budget(position_map, dtype, head_dim, impl):
 
 
 def test_auto_is_fused_where_it_can_be():
+    def chosen(q, k, v, **options):
+        return choose(Call(q, k, v, SelfExtend(2, 8), _rotary(64), None, 0.1, **options))
+
     q, k, v = _tensors(1, 4, 2, 3, 40, 64, torch.bfloat16)
-    assert choose_impl(q, k, v) == choose_impl(q, k, v, softcap=5.0) == "fused"
-    assert choose_impl(q.requires_grad_(), k, v) == "blocks"
-    assert choose_impl(*_tensors(1, 4, 2, 3, 40, 64, torch.float64)) == "blocks"
+    assert chosen(q, k, v) == chosen(q, k, v, softcap=5.0) == "fused"
+    assert chosen(q.requires_grad_(), k, v) == "blocks"
+    assert chosen(*_tensors(1, 4, 2, 3, 40, 64, torch.float64)) == "blocks"
 
 
 @over_dtypes

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 import ropewalk
 from ropewalk.integrations.transformers import far_keys as far_keys_module
-from ropewalk.integrations.transformers.attention import PLAN
+from ropewalk.integrations.transformers.plan import PLAN
 from ropewalk.maps import SELF, Identity, LeakyReRoPE, ReRoPE, SelfExtend
 from ropewalk.testing import TINY_MODELS, tiny_model
 

@@ -13,8 +13,8 @@ from transformers import CompileConfig, DynamicCache, StaticCache
 
 import ropewalk
 from ropewalk import ops
-from ropewalk.integrations.transformers import attention
-from ropewalk.integrations.transformers.attention import layout_mask
+from ropewalk.integrations.transformers import compiled as operators
+from ropewalk.integrations.transformers.functions import layout_mask
 from ropewalk.maps.query_scaling import QueryScaling
 from ropewalk.ops import api, reference
 from ropewalk.testing import tiny_model
@@ -165,13 +165,13 @@ def test_masks_of_static_caches_keep_their_shape():
 def test_operators_are_what_they_say():
     mask = torch.arange(12) >= torch.tensor([0, 5])[:, None]
     for start, key_mask in ((torch.tensor(8), None), (None, mask), (torch.tensor([8]), mask)):
-        torch.library.opcheck(attention._step_slots, (start, key_mask, 2, 12))
+        torch.library.opcheck(operators.step_slots, (start, key_mask, 2, 12))
     model = shared("llama")
     with extended("llama", impl="fused"):
         plan = model.model.layers[0].self_attn.ropewalk_plan
         q, k = torch.randn(2, 4, 1, 16), torch.randn(2, 2, 12, 16)
         for lengths in (None, torch.tensor([9, 12])):
-            torch.library.opcheck(attention._extended_step, (q, k, k, lengths, None, None, None, None, plan.handle))
+            torch.library.opcheck(operators.extended_step, (q, k, k, lengths, None, None, None, None, plan.handle))
 
 
 def test_limits():

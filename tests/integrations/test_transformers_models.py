@@ -1,5 +1,7 @@
 """An extended model, compared with itself read otherwise and with the same model computed from the definition."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from naive import naive_attention
@@ -127,7 +129,7 @@ def test_a_cache_rolled_back(name):
 @pytest.mark.parametrize("position_map", [MAP, LeakyReRoPE(2.5, 8), ReRoPE(8)], ids=str)
 def test_start_leaves_what_comes_before_it(position_map):
     ids, model = text(), shared("llama")
-    late = type(position_map)(**{**vars(position_map), "start": 20})
+    late = replace(position_map, start=20)
     with extended("llama", late):
         actual = logits(model, ids)
     expected = logits(model, ids)

@@ -1,13 +1,14 @@
 """Relative positions written as loops over pairs, from the definitions alone.
 
-Nothing here uses the arithmetic of `ropewalk.maps`: a map is read only for its parameters.
+Nothing here uses the arithmetic of `ropewalk.maps`: a map is read only for its parameters. A map that has a loop here
+is held to it by the generic tests.
 """
 
 import math
 
 
 def table(position_map, length):
-    """Row m is the query, column n the key; -1 where the key is in the future."""
+    """Row m is the query, column n the key; -1 where the key is not seen: in the future, or hidden."""
     rule = RULES[position_map.name]
     rows = []
     for m in range(length):
@@ -21,11 +22,6 @@ def table(position_map, length):
                 row.append(rule(position_map, m, n))
         rows.append(row)
     return rows
-
-
-def largest(position_map, length):
-    """Largest entry of the table; -1 for a text without tokens."""
-    return max((entry for row in table(position_map, length) for entry in row), default=-1)
 
 
 def group_size(capacity, rate, group):
@@ -85,10 +81,47 @@ def _self(position_map, m, n):
     return m // size + shift - n // size
 
 
+def _dual_chunk(position_map, m, n):
+    s, c = position_map.chunk_size, position_map.chunk_size + position_map.window
+    # The paper's lists of positions, each for one chunk: eq. 2, 5 and 7.
+    keys = list(range(s))
+    intra, inter = keys, [c - 1] * s
+    successive = ([s + i for i in range(c - s)] + [c - 1] * s)[:s]
+    chunks_between = m // s - n // s
+    queries = intra if chunks_between == 0 else successive if chunks_between == 1 else inter
+    return queries[m % s] - keys[n % s]
+
+
+def _streaming_llm(position_map, m, n):
+    # Positions are places among the tokens that are kept.
+    kept = [t for t in range(m + 1) if t < position_map.sinks or t > m - position_map.window]
+    return kept.index(m) - kept.index(n) if n in kept else -1
+
+
+def _lm_infinite(position_map, m, n):
+    if n < position_map.sinks or m - n < position_map.window:
+        return min(m - n, position_map.window)
+    return -1
+
+
+def _sliding_window(position_map, m, n):
+    return m - n if m - n < position_map.window else -1
+
+
+def _infinite(position_map, m, n):
+    w = position_map.window
+    return m % w - n % w if m // w == n // w else -1
+
+
 RULES = {
     "identity": _identity,
     "selfextend": _selfextend,
     "rerope": _rerope,
     "leaky-rerope": _leaky_rerope,
     "self": _self,
+    "dual-chunk": _dual_chunk,
+    "streaming-llm": _streaming_llm,
+    "lm-infinite": _lm_infinite,
+    "sliding-window": _sliding_window,
+    "infinite": _infinite,
 }

@@ -44,7 +44,7 @@ def test_groups_worked_out_by_hand(grouping, rows):
 def test_by_distance_has_one_band_a_group_size():
     bands = SELF(capacity=5, rate=1.0, window=3, grouping="distance").bands
     # Size 1 is the true distance, so it joins the neighbors.
-    assert [(band.first, band.stop) for band in bands] == [(0, 4), (4, 6), (6, 9), (9, None)]
+    assert [band.distances for band in bands] == [(0, 4), (4, 6), (6, 9), (9, None)]
     assert [band.query_positions.formula("m") for band in bands] == ["m", "m // 2 + 2", "m // 3 + 3", "m // 4 + 4"]
     assert [band.key_positions.formula("n") for band in bands] == ["n", "n // 2", "n // 3", "n // 4"]
 

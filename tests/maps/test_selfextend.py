@@ -96,9 +96,3 @@ def test_lengths_past_two_to_the_31():
     wide = SelfExtend(1 << 20, 1 << 20)
     assert wide.max_length(1 << 21) == (1 << 40) + (1 << 20)
     assert wide.relative_to(torch.tensor([1 << 40]), torch.tensor([0])).item() == (1 << 21) - 1
-
-
-@pytest.mark.parametrize("parameters", [{"group_size": 2.5, "window": 4}, {"group_size": 2, "window": 4.0}])
-def test_whole_numbers_only(parameters):
-    with pytest.raises(ValueError, match=r"must be a whole number, got [24]"):
-        SelfExtend(**parameters)

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from ropewalk import SelfExtend, UnsupportedModelError, extend
-from ropewalk.ops import attention, choose_impl
-from ropewalk.ops.api import device_lacks
+from ropewalk.ops import Rotary, attention
+from ropewalk.ops.call import Call, device_lacks
+from ropewalk.ops.implementations import choose
 from ropewalk.testing import tiny_model
 
 
@@ -57,6 +58,7 @@ def test_other_devices_lack_nothing(device):
 def test_rocm_computes_with_plain_operations(monkeypatch):
     """torch's flash kernel for ROCm takes a window and does not read it: every key would be seen as near."""
     monkeypatch.setattr(torch.version, "hip", "7.0")
-    monkeypatch.setattr("ropewalk.ops.api._NO_KERNELS", "ROCm")
+    monkeypatch.setattr("ropewalk.ops.fused._NO_KERNELS", "ROCm")
+    call = Call(*on("cuda"), SelfExtend(2, 4), Rotary.none(), layout=None, scale=1.0)
     with torch.inference_mode():
-        assert choose_impl(*on("cuda")) == "blocks"
+        assert choose(call) == "blocks"

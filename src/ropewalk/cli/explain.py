@@ -74,19 +74,21 @@ def _print(explanation: Explanation, picture: Path | None) -> None:
 
 
 def _bands(bands: tuple[BandSummary, ...]) -> Table:
-    table = Table("distance m - n", "query m at", "key n at")
+    by_distance = all(band.first is not None for band in bands)
+    table = Table("distance m - n" if by_distance else "keys n of query m", "query m at", "key n at")
     hidden = len(bands) - _ROWS
     for index, band in enumerate(bands):
         if hidden > 0 and index == _ROWS // 2:
             table.add_row(f"... {hidden} more bands", "", "")
         if hidden <= 0 or not _ROWS // 2 <= index < len(bands) - _ROWS // 2:
-            table.add_row(_distances(band), band.query_position, band.key_position)
+            table.add_row(_distances(band) if by_distance else band.keys, band.query_position, band.key_position)
     return table
 
 
 def _distances(band: BandSummary) -> str:
+    first = band.first or 0
     if band.stop is None:
-        return f"{number(band.first)} and more"
-    if band.stop - band.first == 1:
-        return number(band.first)
-    return f"{number(band.first)} to {number(band.stop - 1)}"
+        return f"{number(first)} and more"
+    if band.stop - first == 1:
+        return number(first)
+    return f"{number(first)} to {number(band.stop - 1)}"

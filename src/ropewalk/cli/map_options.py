@@ -1,6 +1,6 @@
 """The options that choose a position map, shared by every command that takes one.
 
-They are read off the maps' own fields: a new map brings its options along.
+They are read off the maps' own fields: a new map brings its options along, also one that another package brings.
 """
 
 from __future__ import annotations
@@ -8,17 +8,20 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, replace
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
+from rich.markup import escape
 
 from ropewalk.cli.errors import UserError, did_you_mean
-from ropewalk.maps import MAPS, PositionMap
+from ropewalk.maps import MAPS, MapEntryPointError, PositionMap
 from ropewalk.maps.positions import UNBOUNDED
 
 _PANEL = "Map"
+_READERS: dict[Any, Callable[[str], Any]] = {int: int, float: float, bool: {"true": True, "false": False}.__getitem__}
 _START_HELP = "Queries before this position keep true distances. \\[default: 0]"
 
 
@@ -41,20 +44,17 @@ class MapOptions:
             if name not in own:
                 options = ", ".join(map(_option, own))
                 raise UserError(f"--map {kind.name} has no {_option(name)}; its options are {options}")
-        for name, value in self.parameters.items():
-            if isinstance(value, int):
-                check_tokens(_option(name), value, at_least=0)
+        parameters = {name: _converted(kind, name, value) for name, value in self.parameters.items()}
         shape = {name for name in own if name != "start"}
-        if shape and not shape & self.parameters.keys() and length is not None and trained_window is not None:
-            try:
-                return replace(kind.for_length(length, trained_window), **self.parameters)
-            except ValueError as error:
-                raise UserError(str(error)) from error
-        missing = [name for name, field in own.items() if field.default is MISSING and name not in self.parameters]
-        if missing:
-            raise UserError(f"--map {kind.name} needs {', '.join(map(_option, missing))}")
         try:
-            return kind(**self.parameters)
+            if shape and not shape & parameters.keys() and length is not None and trained_window is not None:
+                return replace(kind.for_length(length, trained_window), **parameters)
+            missing = [name for name, field in own.items() if _is_needed(field) and name not in parameters]
+            if missing:
+                beyond = [name for name in missing if _types(kind)[name] is None]
+                hint = f"; no option can hold {' and '.join(beyond)}: make the map in Python" if beyond else ""
+                raise UserError(f"--map {kind.name} needs {', '.join(map(_option, missing))}{hint}")
+            return kind(**parameters)
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -65,10 +65,17 @@ def with_map_options(default: str = "selfextend") -> Callable[[Callable[..., Non
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
         own = [parameter for parameter in signature.parameters.values() if parameter.name != "map_options"]
-        options = _parameters(default)
+        broken = ""
+        try:
+            kinds = dict(MAPS)
+        except MapEntryPointError as error:  # told where the command runs: here the command line is only being built
+            kinds, broken = dict(MAPS.built_in), str(error)
+        options = _parameters(default, kinds, taken={parameter.name for parameter in own})
 
         @functools.wraps(command)
         def wrapper(**values: Any) -> None:
+            if broken:
+                raise UserError(broken)
             name = values.pop("map_name")
             given = {option.name: values.pop(option.name) for option in options[1:]}
             given = {parameter: value for parameter, value in given.items() if value is not None}
@@ -100,44 +107,84 @@ def _kind(name: str) -> type[PositionMap]:
     raise UserError(f"no map is called {name!r}.{suggestion} The maps are {', '.join(MAPS)}")
 
 
-def _parameters(default: str) -> list[inspect.Parameter]:
-    """`--map`, then one option for every field of any map."""
+def _parameters(default: str, kinds: Mapping[str, type[PositionMap]], taken: Container[str]) -> list[inspect.Parameter]:
+    """`--map`, then one option for every field of any map that an option can hold and no other option is called."""
     map_type = Annotated[
-        str, typer.Option("--map", help=f"Position map: {', '.join(MAPS)}.", metavar="NAME", rich_help_panel=_PANEL)
+        str, typer.Option("--map", help=f"Position map: {', '.join(kinds)}.", metavar="NAME", rich_help_panel=_PANEL)
     ]
     parameters = [inspect.Parameter("map_name", inspect.Parameter.KEYWORD_ONLY, default=default, annotation=map_type)]
-    seen: dict[str, list[type[PositionMap]]] = {}
-    for kind in MAPS.values():
-        for field in fields(kind):
-            seen.setdefault(field.name, []).append(kind)
-    seen["start"] = seen.pop("start")  # every map has it: last
-    for name, kinds in seen.items():
-        option_type, metavar = _type(get_type_hints(kinds[0])[name])
-        option = typer.Option(_option(name), help=_help(name, kinds), metavar=metavar, rich_help_panel=_PANEL)
-        annotation = Annotated[option_type | None, option]  # type: ignore[valid-type]
+    holders: dict[str, list[type[PositionMap]]] = {}
+    for kind in kinds.values():
+        for name, written in _types(kind).items():
+            if name not in taken and written is not None:
+                holders.setdefault(name, []).append(kind)
+    holders["start"] = holders.pop("start")  # every map has it: last
+    for name, own in holders.items():
+        written = dict.fromkeys(_types(kind)[name] for kind in own)
+        # Where maps differ, the text is read as the map that was asked for writes it.
+        parsed = next(iter(written)) if len(written) == 1 else str
+        metavar = "|".join(dict.fromkeys(map(_metavar, written)))
+        declared = f"{_option(name)}/--no-{_option(name)[2:]}" if parsed is bool else _option(name)
+        option = typer.Option(
+            declared, help=_help(name, own), metavar=None if parsed is bool else metavar, rich_help_panel=_PANEL
+        )
+        annotation = Annotated[(parsed if isinstance(parsed, type) else str) | None, option]  # type: ignore[valid-type]
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
     return parameters
 
 
-def _type(hint: Any) -> tuple[type, str]:
-    """The type that the parser converts to, and how the option's value is written in the help."""
-    if get_origin(hint) is Literal:  # the map itself checks the choice
-        return str, "|".join(map(str, get_args(hint)))
-    return hint, {int: "INTEGER", float: "NUMBER"}.get(hint, "TEXT")
+def _types(kind: type[PositionMap]) -> dict[str, Any]:
+    """The type of each of a map's fields: a number, a bool, a str or a Literal, or None where no option can hold it."""
+    hints = get_type_hints(kind)
+    found = {}
+    for field in fields(kind):
+        choices = [hint for hint in get_args(hints[field.name]) if hint is not type(None)]
+        is_optional = get_origin(hints[field.name]) in (Union, UnionType) and len(choices) == 1
+        hint = choices[0] if is_optional else hints[field.name]
+        found[field.name] = hint if hint in (int, float, bool, str) or get_origin(hint) is Literal else None
+    return found
+
+
+def _converted(kind: type[PositionMap], name: str, value: Any) -> Any:
+    """What was given for a parameter of this map, as the map writes it: another's may have been of another type."""
+    written = _types(kind)[name]
+    if not isinstance(value, str) or written is str:
+        return value
+    if get_origin(written) is Literal:  # the map itself refuses what is none of them
+        return next((choice for choice in get_args(written) if str(choice) == value), value)
+    try:
+        return _READERS[written](value)
+    except (KeyError, ValueError):
+        raise UserError(f"{_option(name)} of --map {kind.name} must be {_metavar(written)}, got {value!r}") from None
+
+
+def _metavar(hint: Any) -> str:
+    """How the value of an option is written in the help."""
+    if get_origin(hint) is Literal:
+        return "|".join(map(str, get_args(hint)))
+    return {int: "INTEGER", float: "NUMBER", bool: "true|false"}.get(hint, "TEXT")
 
 
 def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def _is_needed(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
 def _help(name: str, kinds: list[type[PositionMap]]) -> str:
-    """`selfextend, rerope: W, the neighbor window, in tokens.`, from the maps' docstrings."""
+    """`selfextend, rerope: W, the neighbor window, in tokens. self: ...`, from the maps' docstrings."""
     if name == "start":
         return _START_HELP
-    described = _described(kinds[0], name)
-    own: Field[Any] = next(field for field in fields(kinds[0]) if field.name == name)
-    default = f" \\[default: {own.default}]" if own.default is not MISSING and len(kinds) == 1 else ""
-    return f"{', '.join(kind.name for kind in kinds)}: {described}{default}"
+    said: dict[str, list[str]] = {}
+    for kind in kinds:
+        field = next(field for field in fields(kind) if field.name == name)
+        default = f" \\[default: {field.default}]" if field.default is not MISSING else ""
+        said.setdefault(escape(_described(kind, name)) + default, []).append(kind.name)
+    return " ".join(
+        f"{', '.join(names)}: {meaning}" if meaning else f"{', '.join(names)}." for meaning, names in said.items()
+    )
 
 
 def _described(kind: type[PositionMap], name: str) -> str:

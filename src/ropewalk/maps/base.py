@@ -5,14 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from ropewalk.maps.positions import TRUE_POSITIONS, UNBOUNDED, PositionFunction
+from ropewalk.maps.edges import BEGINNING, PAST_QUERY, Edge
+from ropewalk.maps.numbers import UNBOUNDED, real, whole
+from ropewalk.maps.positions import TRUE_POSITIONS, PositionFunction
+
+# How a parameter is checked, by its type as the class writes it.
+_RULES: dict[Any, Callable[[str, object], int | float]] = {int: whole, "int": whole, float: real, "float": real}
 
 
 class LengthError(ValueError):
@@ -21,38 +28,101 @@ class LengthError(ValueError):
 
 @dataclass(frozen=True)
 class Band:
-    """The keys at distance `first <= m - n < stop` from a query m, and the positions they are rotated with.
+    """The keys `low(m) <= n < high(m)` of a query m, and the positions that query and keys are rotated with.
 
     `score(m, n) = s * <R(query_positions(m)) q_m, R(key_positions(n)) k_n>` with un-rotated q and k.
-    `stop = None` means all remaining keys. In a band with an end both functions have a period and the same slope.
     """
 
-    first: int
-    stop: int | None
+    low: Edge
+    high: Edge
     query_positions: PositionFunction = TRUE_POSITIONS
     key_positions: PositionFunction = TRUE_POSITIONS
+
+    @classmethod
+    def at_distances(
+        cls,
+        first: int,
+        stop: int | None,
+        query_positions: PositionFunction = TRUE_POSITIONS,
+        key_positions: PositionFunction = TRUE_POSITIONS,
+    ) -> Self:
+        """The keys at distance `first <= m - n < stop`; `stop = None` means all remaining ones."""
+        low = BEGINNING if stop is None else Edge(back=stop - 1)
+        return cls(low, Edge(back=first - 1), query_positions, key_positions)
+
+    @property
+    def distances(self) -> tuple[int, int | None] | None:
+        """`first` and `stop` of `at_distances`; None for a band of other edges."""
+        if not self.high.is_diagonal or not (self.low.is_diagonal or self.low.is_beginning):
+            return None
+        return self.high.back + 1, None if self.low.is_beginning else self.low.back + 1
 
     @property
     def is_true(self) -> bool:
         """Whether the band keeps the model's own rotation."""
         return self.query_positions == TRUE_POSITIONS == self.key_positions
 
+    @property
+    def functions(self) -> tuple[PositionFunction, PositionFunction]:
+        """`query_positions` and `key_positions`."""
+        return self.query_positions, self.key_positions
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether it is a diagonal strip that ends before the first key."""
+        return self.low.is_diagonal and self.high.is_diagonal
+
+    @property
+    def first_query(self) -> int:
+        """The first query that sees a key."""
+        return max(self.high.reaches(1), 0)
+
+    def sees(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Whether queries see keys through the band, at true positions (int64, broadcast)."""
+        return (keys >= self.low(queries)) & (keys < self.high(queries))
+
     def largest_relative_position(self, length: int, start: int = 0) -> float:
         """Largest relative position in a text of `length` tokens over queries from `start` on; -1 for an empty band."""
-        first_query = max(self.first, start)
-        if first_query >= length:
+        first = max(self.first_query, start)
+        if first >= length:
             return -1
-        if self.stop is None:
-            queries = torch.tensor([length - 1])  # both functions never decrease: the last query and the first key
-        else:
-            # While key 0 is inside, the last such query is the farthest; after that, one period shows all there is, and
-            # the distance grows only where the query's position steps up.
-            first_query = max(first_query, min(self.stop, length) - 1)
-            step = self.query_positions.period
-            stop = min(length, first_query + math.lcm(step, self.key_positions.period))
-            queries = torch.tensor([first_query, *range(-(-first_query // step) * step, stop, step)])
-        keys = torch.zeros_like(queries) if self.stop is None else (queries - self.stop + 1).clamp(min=0)
-        return (self.query_positions(queries) - self.key_positions(keys)).max().item()
+        queries = torch.cat([*self._telling_queries(first, length)])
+        low, high = self.low(queries), self.high(queries)
+        relative = self.query_positions(queries) - self.key_positions.lowest(low, high)
+        return torch.where(low < high, relative, -1).max().item()
+
+    def _telling_queries(self, first: int, stop: int) -> Iterator[Tensor]:
+        """Of the queries `first .. stop - 1`, some that hold one with the largest relative position.
+
+        Between two turns all repeats itself with one period, up to a drift: the first and the last period tell. Within
+        one, only a query's position may fall, or its lowest key position rise: the queries before such ones tell.
+        """
+        turns = {first, stop, *self.low.turns(), *self.high.turns(), *self.query_positions.turns}
+        if self.high.cap is not None and not self.low.is_beginning:
+            turns.add(self.low.reaches(self.high.cap))
+        if not self.low.is_beginning:
+            turns |= {self.low.reaches(key) for key in self.key_positions.turns}
+        period = math.lcm(
+            self.low.block, self.high.block, self.query_positions.period or 1, self.key_positions.period or 1
+        )
+        for begin, end in pairwise(sorted(turn for turn in turns if first <= turn <= stop)):
+            for lower, upper in (begin, min(begin + period, end)), (max(begin, end - period), end):
+                yield torch.tensor([upper - 1])
+                if cycle := self.query_positions.cycle:
+                    yield _queries_before(0, cycle, lower, upper)
+                if not self.low.is_beginning:
+                    # A high edge that rests while the low one moves may also leave the band empty.
+                    rise = self.key_positions.step if self.low.block == self.high.block == 1 else self.low.block
+                    yield _queries_before(self.low.back, rise, lower, upper)
+
+
+def _queries_before(first: int, step: int, lower: int, upper: int) -> Tensor:
+    """The queries of `lower .. upper - 1` that come right before `first`, or any number of `step` from it."""
+    following = lower + 1 + (first - lower - 1) % step
+    return torch.arange(following, max(following, upper + 1), step) - 1
+
+
+EVERYTHING = Band(BEGINNING, PAST_QUERY)
 
 
 @dataclass(frozen=True)
@@ -66,49 +136,92 @@ class PositionMap(ABC):
     name: ClassVar[str]
     # Parameters that make a map of this kind legible as a matrix of ten tokens, for figures and examples.
     miniature: ClassVar[Mapping[str, Any]] = {}
+    # Whether the rule of eq. 5 is asked of it. It is a rule for maps that let far tokens share positions: only the
+    # lower half of the positions is trained well enough for those.
+    keeps_to_half: ClassVar[bool] = True
     start: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         for parameter in dataclasses.fields(self):
-            value = getattr(self, parameter.name)
-            if parameter.type == "int":
-                _require(isinstance(value, int), f"{parameter.name} must be a whole number, got {value!r}")
+            if rule := _RULES.get(parameter.type):
+                object.__setattr__(self, parameter.name, rule(parameter.name, getattr(self, parameter.name)))
         _require(self.start >= 0, f"start must be 0 or more, got {self.start}")
+
+    @classmethod
+    def examples(cls) -> list[Self]:
+        """Maps of this kind for texts of a few dozen tokens, which the tests run.
+
+        They hold what is easily got wrong: sizes that do not divide each other, windows larger than the text, a late
+        `start`.
+        """
+        return [cls(**cls.miniature)]
+
+    @classmethod
+    def large_examples(cls) -> list[Self]:
+        """Likewise for texts of a thousand tokens: windows larger than the blocks that implementations work in."""
+        return []
 
     @property
     @abstractmethod
     def bands(self) -> tuple[Band, ...]:
-        """The bands of queries from `start` on, nearest first; together they hold every key the query may see."""
+        """The bands of queries from `start` on, nearest first; no key is in two. A key in none is not seen.
+
+        The nearest holds every query's own key.
+        """
 
     def bands_by_query(self, first: int, stop: int) -> list[tuple[int, int, tuple[Band, ...]]]:
         """Runs of the queries at true positions `first .. stop - 1` that share their bands: first, stop, bands."""
         start = min(max(self.start, first), stop)
-        before = [(first, start, (Band(0, None),))] if first < start else []
+        before = [(first, start, (EVERYTHING,))] if first < start else []
         after = [(start, stop, self.bands)] if start < stop or not before else []
         return before + after
 
     @classmethod
-    @abstractmethod
     def for_length(cls, target_length: int, trained_window: int) -> Self:
         """The map of this kind for texts of `target_length` tokens on a model trained on `trained_window`.
 
-        Its largest relative position stays below half the trained window (SelfExtend, eq. 5).
+        Its largest relative position stays below half the trained window (SelfExtend, eq. 5), or, where that rule is
+        not asked of the map, inside the window.
 
         Raises:
             LengthError: no map of this kind reaches `target_length`.
+            ValueError: a length that is no whole number, or below 1, or longer than any text.
         """
+        target_length = whole("target_length", target_length, at_least=1)
+        trained_window = whole("trained_window", trained_window, at_least=1)
+        return cls._for_length(target_length, trained_window)._check_length(target_length, trained_window)
+
+    @classmethod
+    @abstractmethod
+    def _for_length(cls, target_length: int, trained_window: int) -> Self:
+        """What a map of this kind has to say to `for_length`, which has checked the lengths and checks the result."""
 
     @property
     def is_identity(self) -> bool:
         """Whether every key keeps its true distance."""
-        return all(band.is_true for band in self.bands) and self.bands[-1].stop is None
+        return all(band.is_true for band in self.bands) and self.sees_everything
+
+    @property
+    def sees_everything(self) -> bool:
+        """Whether every key up to the query's own is in a band."""
+        edges = [PAST_QUERY, *(edge for band in self.bands for edge in (band.high, band.low)), BEGINNING]
+        return all(before == after for before, after in zip(edges[::2], edges[1::2], strict=True))
+
+    @cached_property
+    def by_pair(self) -> bool:
+        """Whether the pairs of rotary dimensions of a token have positions of their own in some band."""
+        return any(function.by_pair for band in self.bands for function in band.functions)
 
     def relative_positions(self, length: int) -> Tensor:
         """Relative position of every pair, shape (length, length): row m is the query, column n the key.
 
-        int64, or float64 for maps with real-valued positions. Pairs that do not attend (the future) are -1.
+        int64, or float64 for maps with real-valued positions. Pairs that do not attend (the future, and keys that the
+        map hides) are -1.
+
+        Raises:
+            ValueError: a length that no text has.
         """
-        tokens = torch.arange(length)
+        tokens = torch.arange(whole("length", length, at_least=0))
         return self.relative_to(tokens[:, None], tokens)
 
     def relative_to(self, queries: Tensor, keys: Tensor) -> Tensor:
@@ -117,15 +230,17 @@ class PositionMap(ABC):
         relative: Tensor = torch.full_like(distance, -1)
         for band in self.bands:
             mapped = band.query_positions(queries) - band.key_positions(keys)
-            inside = distance >= band.first
-            if band.stop is not None:
-                inside &= distance < band.stop
-            relative = torch.where(inside, mapped, relative)
+            relative = torch.where(band.sees(queries, keys), mapped, relative)
         before_start = (queries < self.start) & (distance >= 0)
         return torch.where(before_start, distance.to(relative.dtype), relative)
 
     def largest_relative_position(self, length: int) -> float:
-        """Largest relative position used anywhere in a text of `length` tokens."""
+        """Largest relative position used anywhere in a text of `length` tokens; -1 where there are none.
+
+        Raises:
+            ValueError: a length that no text has.
+        """
+        length = whole("length", length, at_least=0)
         before_start = min(length, self.start) - 1
         return max(before_start, *(band.largest_relative_position(length, self.start) for band in self.bands))
 
@@ -133,19 +248,35 @@ class PositionMap(ABC):
         """Longest text whose relative positions all stay inside the trained window (SelfExtend, eq. 4).
 
         `math.inf` where the map never leaves the window.
+
+        Raises:
+            ValueError: a window that no model has.
         """
-        _require_window(trained_window)
+        trained_window = whole("trained_window", trained_window, at_least=1)
         return self._longest(lambda position: position <= trained_window - 1)
 
     def recommended_length(self, trained_window: int) -> int | float:
-        """Longest text whose relative positions stay below half the trained window (SelfExtend, eq. 5)."""
-        _require_window(trained_window)
-        return self._longest(lambda position: position < trained_window / 2)
+        """Longest text whose relative positions stay below half the trained window (SelfExtend, eq. 5).
+
+        `max_length` for maps that the rule is not asked of.
+
+        Raises:
+            ValueError: a window that no model has.
+        """
+        trained_window = whole("trained_window", trained_window, at_least=1)
+        return self._longest(lambda position: self._keeps_rule(position, trained_window))
 
     def meets_rule(self, length: int, trained_window: int) -> bool:
-        """Whether a text of `length` tokens keeps the rule of eq. 5, as those up to `recommended_length` do."""
-        _require_window(trained_window)
-        return self.largest_relative_position(length) < trained_window / 2
+        """Whether a text of `length` tokens keeps the rule of eq. 5, as those up to `recommended_length` do.
+
+        Raises:
+            ValueError: a length that no text has, or a window that no model has.
+        """
+        trained_window = whole("trained_window", trained_window, at_least=1)
+        return self._keeps_rule(self.largest_relative_position(length), trained_window)
+
+    def _keeps_rule(self, position: float, trained_window: int) -> bool:
+        return position < trained_window / 2 if self.keeps_to_half else position <= trained_window - 1
 
     def _longest(self, fits: Callable[[float], bool]) -> int | float:
         """Largest length whose largest relative position `fits`, by bisection: it never falls as the text grows."""
@@ -175,26 +306,26 @@ class PositionMap(ABC):
         return {"map": self.name, **dataclasses.asdict(self)}
 
     def _check_length(self, target_length: int, trained_window: int) -> Self:
-        """This map, if it meets eq. 5 for `target_length`."""
-        if self.recommended_length(trained_window) < target_length:
+        """This map, if it reaches `target_length`."""
+        if not self.meets_rule(target_length, trained_window):
             raise LengthError(
                 f"{type(self).__name__} cannot reach a target length of {target_length} tokens on a trained window of "
-                f"{trained_window}: at best {self} reaches {self.recommended_length(trained_window)} (eq. 5)"
+                f"{trained_window}: at best {self} reaches {self.recommended_length(trained_window)} "
+                f"(eq. {5 if self.keeps_to_half else 4})"
             )
         return self
 
 
 def join_equal(bands: Iterable[Band]) -> tuple[Band, ...]:
-    """The same bands, with neighbors that share both position functions made one and empty ones left out."""
+    """The same bands, with neighbors that share both position functions made one, and those left out that no distance
+    is in."""
     joined: list[Band] = []
     for band in bands:
-        if band.stop is not None and band.stop <= band.first:
+        if band.is_narrow and band.low.back <= band.high.back:
             continue
-        if joined and (joined[-1].query_positions, joined[-1].key_positions) == (
-            band.query_positions,
-            band.key_positions,
-        ):
-            joined[-1] = dataclasses.replace(joined[-1], stop=band.stop)
+        last = joined[-1] if joined else None
+        if last and last.low == band.high and replace(last, low=band.low, high=band.high) == band:
+            joined[-1] = replace(last, low=band.low)
         else:
             joined.append(band)
     return tuple(joined)
@@ -208,7 +339,3 @@ def default_window(trained_window: int) -> int:
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
-
-
-def _require_window(trained_window: int) -> None:
-    _require(trained_window >= 1, f"trained_window must be 1 or more, got {trained_window}")

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Self
 
-from ropewalk.maps.base import Band, LengthError, PositionMap
+from ropewalk.maps.base import EVERYTHING, Band, LengthError, PositionMap
 
 
 @dataclass(frozen=True)
@@ -11,13 +12,18 @@ class Identity(PositionMap):
     """Every key at its true distance: the unmodified model."""
 
     name: ClassVar[str] = "identity"
+    keeps_to_half: ClassVar[bool] = False
 
-    @property
+    @cached_property
     def bands(self) -> tuple[Band, ...]:
-        return (Band(0, None),)
+        return (EVERYTHING,)
 
     @classmethod
-    def for_length(cls, target_length: int, trained_window: int) -> Self:
+    def examples(cls) -> list[Self]:
+        return [cls(), cls(start=7)]
+
+    @classmethod
+    def _for_length(cls, target_length: int, trained_window: int) -> Self:
         """The identity, up to the trained window itself: eq. 5 is a rule for maps, not for the unmodified model."""
         if target_length > trained_window:
             raise LengthError(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 from ropewalk.maps.base import Band, PositionMap, _require, default_window, join_equal
@@ -27,23 +28,31 @@ class LeakyReRoPE(PositionMap):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(1 <= self.factor < math.inf, f"factor must be 1 or more, and finite, got {self.factor}")
+        _require(self.factor >= 1, f"factor must be 1 or more, got {self.factor}")
         _require(self.window >= 1, f"window must be 1 or more, got {self.window}")
 
-    @property
+    @cached_property
     def bands(self) -> tuple[Band, ...]:
         query: PositionFunction = Scaled(self.factor, self.window - self.window / self.factor)
         key: PositionFunction = Scaled(self.factor)
         if self.factor == 1:
             query = key = TRUE_POSITIONS
-        return join_equal((Band(0, self.window), Band(self.window, None, query, key)))
+        return join_equal((Band.at_distances(0, self.window), Band.at_distances(self.window, None, query, key)))
 
     @classmethod
-    def for_length(cls, target_length: int, trained_window: int) -> Self:
+    def examples(cls) -> list[Self]:
+        return [cls(2, 4), cls(2.5, 3), cls(1, 4), cls(3, 100), cls(1.5, 5, start=9)]
+
+    @classmethod
+    def large_examples(cls) -> list[Self]:
+        return [cls(3.7, 255)]
+
+    @classmethod
+    def _for_length(cls, target_length: int, trained_window: int) -> Self:
         """An eighth of the trained window as neighbors, and the smallest whole factor that then meets eq. 5."""
         window = default_window(trained_window)
         reach = trained_window / 2 - window  # 0 or less only for windows of one and two tokens
         factor = max(1, math.floor((target_length - 1 - window) / reach)) if reach > 0 else 1
         while reach > 0 and not cls(factor, window).meets_rule(target_length, trained_window):
             factor += 1
-        return cls(factor, window)._check_length(target_length, trained_window)
+        return cls(factor, window)

@@ -6,39 +6,61 @@ Each is a small hashable value, so that operators can key their tables on it and
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-# Longer than any text: what would begin past this many tokens never begins.
-UNBOUNDED = 1 << 48
+from ropewalk.maps.numbers import UNBOUNDED as UNBOUNDED
 
 
-class PositionFunction(Protocol):
-    """Maps true positions to the positions used for the rotation; never decreasing."""
+class PositionFunction(ABC):
+    """Maps true positions to the positions used for the rotation. A value: frozen, hashable, equal by its numbers."""
+
+    # Whether the pairs of dimensions of a token have positions of their own: a call then gives (..., pairs).
+    by_pair: ClassVar[bool] = False
 
     @property
+    @abstractmethod
     def period(self) -> int:
-        """Tokens after which the function repeats itself up to a constant; it steps up at multiples of it alone.
+        """Tokens after which the function repeats itself up to a constant, between its turns.
 
-        0 where there is no such number: good for bands that go on to the start of the text, not for others.
+        0 where there is no such number: good for a function that never falls, in bands that go on to the first key.
         """
-        ...
 
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """Tokens from which on the function goes on otherwise than before; few functions have any."""
+        return ()
+
+    @property
+    def step(self) -> int:
+        """It rises at no other tokens than multiples of this."""
+        return 1
+
+    @property
+    def cycle(self) -> int:
+        """It falls at no other tokens than multiples of this; 0 where it never does."""
+        return 0
+
+    @abstractmethod
     def formula(self, token: str) -> str:
         """The function of a token called `token`, as a person would write it: `m // 8 + 896`."""
-        ...
 
+    @abstractmethod
     def __call__(self, tokens: Tensor) -> Tensor:
         """Positions (int64 or float64, same shape) of the tokens at true positions `tokens` (int64)."""
-        ...
+
+    def lowest(self, first: Tensor, stop: Tensor) -> Tensor:
+        """Lowest position among the tokens `first .. stop - 1`, elementwise; anything where there are none."""
+        return self(first)  # of a function that never falls
 
 
 @dataclass(frozen=True)
-class Grouped:
+class Grouped(PositionFunction):
     """`token // size + shift`: consecutive tokens share a position (SelfExtend, eq. 3)."""
 
     size: int
@@ -46,6 +68,10 @@ class Grouped:
 
     @property
     def period(self) -> int:
+        return self.size
+
+    @property
+    def step(self) -> int:
         return self.size
 
     def formula(self, token: str) -> str:
@@ -59,7 +85,7 @@ TRUE_POSITIONS = Grouped(size=1, shift=0)
 
 
 @dataclass(frozen=True)
-class Scaled:
+class Scaled(PositionFunction):
     """`token / factor + shift`, real-valued (Leaky ReRoPE)."""
 
     factor: float
@@ -77,7 +103,7 @@ class Scaled:
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(PositionFunction):
     """Every token at the same position (ReRoPE)."""
 
     position: int
@@ -91,6 +117,62 @@ class Constant:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         return torch.full_like(tokens, self.position)
+
+
+@dataclass(frozen=True)
+class Capped(PositionFunction):
+    """`min(token, cap)`: true positions up to `cap`, at which all further tokens are (StreamingLLM)."""
+
+    cap: int
+
+    @property
+    def period(self) -> int:
+        return 1
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        return (self.cap,)
+
+    def formula(self, token: str) -> str:
+        return f"min({token}, {self.cap})"
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        return tokens.clamp(max=self.cap)
+
+
+@dataclass(frozen=True)
+class Cyclic(PositionFunction):
+    """`min(token mod size + shift, cap)`: positions that begin anew with every chunk (Dual Chunk Attention).
+
+    Args:
+        size: tokens of a chunk.
+        shift: position of a chunk's first token.
+        cap: the largest position; None for any.
+    """
+
+    size: int
+    shift: int = 0
+    cap: int | None = None
+
+    @property
+    def period(self) -> int:
+        return self.size
+
+    @property
+    def cycle(self) -> int:
+        return self.size
+
+    def formula(self, token: str) -> str:
+        position = _plus(f"{token} mod {self.size}", self.shift)
+        return position if self.cap is None else f"min({position}, {self.cap})"
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        positions = torch.remainder(tokens, self.size) + self.shift
+        return positions if self.cap is None else positions.clamp(max=self.cap)
+
+    def lowest(self, first: Tensor, stop: Tensor) -> Tensor:
+        next_chunk = torch.div(first + self.size - 1, self.size, rounding_mode="floor") * self.size
+        return self(torch.where(next_chunk < stop, next_chunk, first))
 
 
 @dataclass(frozen=True)
@@ -130,7 +212,7 @@ class LogisticGroups:
         size, group, token = 1, 0, 0
         rows = [(size, group, token)]
         while size < self.capacity - 1:
-            estimate = math.ceil(self._crossing(size + 1))
+            estimate = math.ceil(min(self._crossing(size + 1), UNBOUNDED))
             if token + size * (estimate - group) >= UNBOUNDED:
                 break
             following = self._first_group(size + 1, estimate)
@@ -167,7 +249,7 @@ class LogisticGroups:
 
 
 @dataclass(frozen=True)
-class Logistic:
+class Logistic(PositionFunction):
     """`groups(token - origin) + shift`: SELF's group index, counted from token `origin`."""
 
     groups: LogisticGroups

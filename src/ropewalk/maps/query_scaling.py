@@ -9,6 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ropewalk.maps.numbers import whole
+
 QueryScalingKind = Literal["log-n", "yarn"]
 
 
@@ -26,8 +28,7 @@ class QueryScaling:
     def __post_init__(self) -> None:
         if self.kind not in get_args(QueryScalingKind):
             raise ValueError(f"query scaling must be one of {', '.join(get_args(QueryScalingKind))}, got {self.kind!r}")
-        if self.trained_window < 2:
-            raise ValueError(f"trained_window must be 2 or more, got {self.trained_window}")
+        object.__setattr__(self, "trained_window", whole("trained_window", self.trained_window, at_least=2))
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Factors (float32) for queries at true positions `tokens`, same shape."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 from ropewalk.maps.base import Band, PositionMap, _require
@@ -24,11 +25,22 @@ class ReRoPE(PositionMap):
         super().__post_init__()
         _require(self.window >= 1, f"window must be 1 or more, got {self.window}")
 
-    @property
+    @cached_property
     def bands(self) -> tuple[Band, ...]:
-        return (Band(0, self.window), Band(self.window, None, Constant(self.window), Constant(0)))
+        return (
+            Band.at_distances(0, self.window),
+            Band.at_distances(self.window, None, Constant(self.window), Constant(0)),
+        )
 
     @classmethod
-    def for_length(cls, target_length: int, trained_window: int) -> Self:
+    def examples(cls) -> list[Self]:
+        return [cls(4), cls(1), cls(100), cls(3, start=8)]
+
+    @classmethod
+    def large_examples(cls) -> list[Self]:
+        return [cls(257)]
+
+    @classmethod
+    def _for_length(cls, target_length: int, trained_window: int) -> Self:
         """A quarter of the trained window, whatever the length: the map has no other parameter."""
-        return cls(max(1, trained_window // 4))._check_length(target_length, trained_window)
+        return cls(max(1, trained_window // 4))

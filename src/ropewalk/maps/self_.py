@@ -1,18 +1,18 @@
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self, get_args
 
-from ropewalk.maps.base import Band, PositionMap, _require, default_window, join_equal
+from ropewalk.maps.base import EVERYTHING, Band, PositionMap, _require, default_window, join_equal
+from ropewalk.maps.numbers import whole
 from ropewalk.maps.positions import Grouped, Logistic, LogisticGroups
 
 Grouping = Literal["anchored", "distance"]
 
-# Past this a larger capacity hardly changes a text that any model of today can hold.
+# Past this a larger capacity hardly changes a text that any model of today can hold, and the table of groups grows.
 _LARGEST_CAPACITY = 1 << 14
 
 
@@ -40,8 +40,8 @@ class SELF(PositionMap):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.capacity >= 2, f"capacity must be 2 or more, got {self.capacity}")
-        _require(0 < self.rate < math.inf, f"rate must be more than 0, and finite, got {self.rate}")
+        whole("capacity", self.capacity, at_least=2, at_most=_LARGEST_CAPACITY)
+        _require(self.rate > 0, f"rate must be more than 0, got {self.rate}")
         _require(self.window >= 1, f"window must be 1 or more, got {self.window}")
         _require(
             self.grouping in get_args(Grouping),
@@ -55,13 +55,13 @@ class SELF(PositionMap):
 
     @cached_property
     def bands(self) -> tuple[Band, ...]:
-        near = Band(0, self.window)
+        near = Band.at_distances(0, self.window)
         if self.grouping == "distance":
             return join_equal((near, *self._bands_by_size()))
         if self.groups.sizes == (1,):
-            return (Band(0, None),)
+            return (EVERYTHING,)
         query_positions = Logistic(self.groups, origin=self.window, shift=self.window)
-        return (near, Band(self.window, None, query_positions, Logistic(self.groups)))
+        return (near, Band.at_distances(self.window, None, query_positions, Logistic(self.groups)))
 
     def _bands_by_size(self) -> Iterator[Band]:
         firsts = [self.window + token for token in self.groups.first_tokens]
@@ -70,10 +70,21 @@ class SELF(PositionMap):
         ):
             # The band starts at the group index that the curve has reached there.
             shift = self.window + group - first // size
-            yield Band(first, stop, Grouped(size, shift), Grouped(size))
+            yield Band.at_distances(first, stop, Grouped(size, shift), Grouped(size))
 
     @classmethod
-    def for_length(cls, target_length: int, trained_window: int) -> Self:
+    def examples(cls) -> list[Self]:
+        groupings: tuple[Grouping, ...] = get_args(Grouping)
+        curves = [(5, 1.0, 3), (9, 0.3, 6), (4, 50.0, 1), (2, 0.5, 3)]
+        maps = [cls(*curve, grouping) for curve in curves for grouping in groupings]
+        return [*maps, cls(33, 0.02, 100), *(cls(6, 0.7, 4, grouping, start=11) for grouping in groupings)]
+
+    @classmethod
+    def large_examples(cls) -> list[Self]:
+        return [cls(9, 0.05, 100), cls(9, 0.05, 100, "distance")]
+
+    @classmethod
+    def _for_length(cls, target_length: int, trained_window: int) -> Self:
         """The smallest capacity that meets eq. 5, with the published rate and an eighth of the window as neighbors."""
         window = default_window(trained_window)
 
@@ -82,4 +93,4 @@ class SELF(PositionMap):
 
         # A larger capacity never shortens the reach, so the first that meets the rule is found by bisection.
         capacity = 2 + bisect_left(range(2, _LARGEST_CAPACITY), True, key=meets)
-        return cls(capacity=capacity, window=window)._check_length(target_length, trained_window)
+        return cls(capacity=capacity, window=window)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 from ropewalk.maps.base import Band, PositionMap, _require, default_window, join_equal
@@ -30,14 +31,22 @@ class SelfExtend(PositionMap):
         _require(self.group_size >= 1, f"group_size must be 1 or more, got {self.group_size}")
         _require(self.window >= 1, f"window must be 1 or more, got {self.window}")
 
-    @property
+    @cached_property
     def bands(self) -> tuple[Band, ...]:
         shift = self.window - self.window // self.group_size
-        far = Band(self.window, None, Grouped(self.group_size, shift), Grouped(self.group_size))
-        return join_equal((Band(0, self.window), far))
+        far = Band.at_distances(self.window, None, Grouped(self.group_size, shift), Grouped(self.group_size))
+        return join_equal((Band.at_distances(0, self.window), far))
 
     @classmethod
-    def for_length(cls, target_length: int, trained_window: int) -> Self:
+    def examples(cls) -> list[Self]:
+        return [cls(2, 4), cls(3, 5), cls(4, 3), cls(1, 4), cls(5, 1), cls(4, 100), cls(3, 4, start=9)]
+
+    @classmethod
+    def large_examples(cls) -> list[Self]:
+        return [cls(8, 256), cls(7, 300)]
+
+    @classmethod
+    def _for_length(cls, target_length: int, trained_window: int) -> Self:
         """An eighth of the trained window as neighbors, and the smallest group size that then meets eq. 5.
 
         The window is rounded down to a multiple of the group size, so that the bands meet without a jump.
@@ -48,5 +57,10 @@ class SelfExtend(PositionMap):
         cls(largest, largest)._check_length(target_length, trained_window)
         # Positions reach target_length / group_size at least.
         smallest = max(1, 2 * target_length // (trained_window + 2))
-        choices = (cls(size, max(window // size, 1) * size) for size in range(smallest, largest + 1))
-        return next(choice for choice in choices if choice.meets_rule(target_length, trained_window))
+        for size in range(smallest, largest):
+            choice = max(window // size, 1) * size
+            # Where the last query sees the first key; in numbers alone, as there may be very many sizes.
+            last = target_length - 1
+            if 2 * (last if last < choice else last // size + choice - choice // size) < trained_window:
+                return cls(size, choice)
+        return cls(largest, largest)

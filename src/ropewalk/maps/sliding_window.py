@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from functools import cached_property
+from typing import Any, ClassVar, Self
 
 from ropewalk.maps.base import Band, PositionMap, _require
 
@@ -10,24 +12,32 @@ from ropewalk.maps.base import Band, PositionMap, _require
 class SlidingWindow(PositionMap):
     """Only the nearest `window` keys are seen, at their true distance: a sliding-window layer's own attention.
 
-    Not among `MAPS`: it extends nothing. It describes layers that are left as they are, and is a baseline in `eval`.
-
     Args:
-        window: keys seen, the query's own included.
+        window: keys seen, the query's own included, in tokens.
     """
 
     name: ClassVar[str] = "sliding-window"
+    miniature: ClassVar[Mapping[str, Any]] = {"window": 4}
+    keeps_to_half: ClassVar[bool] = False
     window: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.window >= 1, f"window must be 1 or more, got {self.window}")
 
-    @property
+    @cached_property
     def bands(self) -> tuple[Band, ...]:
-        return (Band(0, self.window),)
+        return (Band.at_distances(0, self.window),)
 
     @classmethod
-    def for_length(cls, target_length: int, trained_window: int) -> Self:
+    def examples(cls) -> list[Self]:
+        return [cls(4), cls(1), cls(100), cls(5, start=9)]
+
+    @classmethod
+    def large_examples(cls) -> list[Self]:
+        return [cls(255)]
+
+    @classmethod
+    def _for_length(cls, target_length: int, trained_window: int) -> Self:
         """The trained window, whatever the length."""
         return cls(trained_window)

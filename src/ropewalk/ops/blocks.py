@@ -6,95 +6,69 @@ scores: memory grows linearly with the number of keys.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ropewalk.maps import Band, PositionMap
-from ropewalk.ops.rotary import Rotary, band_keys, moved
+from ropewalk.maps import Band
+from ropewalk.ops.call import LARGEST_SINK, Call
+from ropewalk.ops.rotary import band_keys, rerotated
 
 # Scores held at a time, over all heads: 64 MiB in float32.
 _SCORES_PER_BLOCK = 1 << 24
 _LARGEST_BLOCK = 256
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    position_map: PositionMap,
-    rotary: Rotary | None,
-    scale: float,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    far_keys: Tensor | None = None,
-) -> Tensor:
-    """Attention of one span: queries are the last of the keys. Scores and softmax are float32."""
-    keys, queries = key.shape[2], query.shape[2]
-    past = keys - queries
-    block = max(1, min(_LARGEST_BLOCK, _SCORES_PER_BLOCK // (query.shape[0] * query.shape[1] * keys)))
-    start = min(max(position_map.start - past, 0), queries)
-    edges = sorted({*range(0, start, block), *range(start, queries, block), queries})
+def lacks(call: Call) -> str | None:
+    """What this call needs that `attend` does not have; None if it has all."""
+    return call.extra()
+
+
+def attend(call: Call) -> Tensor:
+    """See `ropewalk.ops.attention`. Scores and softmax are float32."""
+    keys = call.key.shape[2]
+    block = max(1, min(_LARGEST_BLOCK, _SCORES_PER_BLOCK // (call.query.shape[0] * call.query.shape[1] * keys)))
     outputs = []
-    for first, stop in pairwise(edges):
-        bands = position_map.bands if first >= start else (Band(0, None),)
-        seen = past + stop
-        arguments = (
-            query[:, :, first:stop],
-            key[:, :, :seen],
-            value[:, :, :seen],
-            bands,
-            rotary,
-            scale,
-            softcap,
-            sinks,
-            far_keys,
-        )
-        if torch.is_grad_enabled() and query.requires_grad:
-            # Otherwise the backward pass would keep every block's scores.
-            outputs.append(checkpoint(_attend_block, *arguments, use_reentrant=False))
-        else:
-            outputs.append(_attend_block(*arguments))
+    for begin, end, bands in call.position_map.bands_by_query(call.past, keys):
+        for first, stop in pairwise([*range(begin, end, block), end]):
+            part = replace(
+                call,
+                query=call.query[:, :, first - call.past : stop - call.past],
+                key=call.key[:, :, :stop],
+                value=call.value[:, :, :stop],
+            )
+            if call.needs_gradients:
+                # Otherwise the backward pass would keep every block's scores.
+                outputs.append(checkpoint(_attend_block, part, bands, use_reentrant=False))
+            else:
+                outputs.append(_attend_block(part, bands))
     return torch.cat(outputs, dim=2)
 
 
-def _attend_block(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bands: tuple[Band, ...],
-    rotary: Rotary | None,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-    far_keys: Tensor | None,
-) -> Tensor:
+def _attend_block(call: Call, bands: tuple[Band, ...]) -> Tensor:
+    query, key, value, past = call.query, call.key, call.value, call.past
     batch, heads, queries, _ = query.shape
     key_heads, keys = key.shape[1:3]
-    past = keys - queries
     tokens = torch.arange(keys, device=query.device)
     logits, ranges = [], []
     for band in bands:
-        begin = 0 if band.stop is None else max(past - band.stop + 1, 0)
-        end = keys - band.first
+        begin, end = band.low(past), min(band.high(keys - 1), keys)
         if end <= begin:
             continue
-        rotated_query = moved(query, band.query_positions, past, rotary)
-        rotated_key = band_keys(key, band, begin, end, rotary, far_keys)
+        rotated_query = rerotated(query, band.query_positions, past, call.rotary)
+        rotated_key = band_keys(key, band, begin, end, call.rotary, call.far_keys)
         grouped = rotated_query.reshape(batch, key_heads, heads // key_heads * queries, -1).float()
-        scores = (grouped @ rotated_key.float().transpose(-1, -2) * scale).view(batch, heads, queries, -1)
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        distance = tokens[past:, None] - tokens[begin:end]
-        outside = distance < band.first
-        if band.stop is not None:
-            outside |= distance >= band.stop
-        logits.append(scores.masked_fill(outside, -torch.inf))
+        scores = (grouped @ rotated_key.float().mT * call.scale).view(batch, heads, queries, -1)
+        if call.softcap is not None:
+            scores = call.softcap * torch.tanh(scores / call.softcap)
+        seen = band.sees(tokens[past:, None], tokens[begin:end])
+        logits.append(scores.masked_fill(~seen, -torch.inf))
         ranges.append((begin, end))
-    if sinks is not None:
-        logits.append(sinks.float().view(1, -1, 1, 1).expand(batch, heads, queries, 1))
+    if call.sinks is not None:
+        logits.append(call.sinks.float().clamp(max=LARGEST_SINK).view(1, -1, 1, 1).expand(batch, heads, queries, 1))
     weights = torch.softmax(torch.cat(logits, dim=-1), dim=-1)
     output: Tensor | float = 0.0
     column = 0

@@ -2,88 +2,132 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from ropewalk.maps import Band, PositionMap
-from ropewalk.ops.rotary import Rotary, band_keys, moved
-from ropewalk.ops.windowed import causal, merge
+from ropewalk.maps import Band
+from ropewalk.maps.edges import Edge
+from ropewalk.ops import windowed
+from ropewalk.ops.call import LARGEST_SINK, Call
+from ropewalk.ops.rotary import band_keys, rerotated
 
+# Keys of a single query that are turned and seen at a time, so that they pass through a processor's cache.
 _KEYS_PER_PIECE = 2048
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    position_map: PositionMap,
-    rotary: Rotary | None,
-    scale: float,
-    sinks: Tensor | None = None,
-    far_keys: Tensor | None = None,
-) -> Tensor:
-    """Attention of one span: queries are the last of the keys."""
-    past = key.shape[2] - query.shape[2]
-    parts = []
-    for first, stop, bands in position_map.bands_by_query(past, key.shape[2]):
-        run = (query[:, :, first - past : stop - past], key[:, :, :stop], value[:, :, :stop])
-        parts.append(_attend_bands(*run, bands, rotary, scale, sinks, far_keys))
-    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+def lacks(call: Call) -> str | None:
+    """What this call needs that `attend` does not have; None if it has all."""
+    if call.softcap is not None:
+        return "softcap"
+    if call.needs_gradients:
+        return "gradients (torch.inference_mode() turns them off)"
+    return call.extra() or windowed.unsupported(call.query, call.key, call.value)
 
 
-def _attend_bands(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bands: tuple[Band, ...],
-    rotary: Rotary | None,
-    scale: float,
-    sinks: Tensor | None,
-    far_keys: Tensor | None = None,
-) -> Tensor:
-    """One pass a band. The nearest band holds every query's own key, so the first pass covers every query."""
-    past = key.shape[2] - query.shape[2]
-    if far_keys is None and query.shape[2] == 1 and query.device.type == "cpu":
-        bands = tuple(piece for band in bands for piece in _pieces(band, key.shape[2]))
-    output = lse = None
-    for band in bands:
-        # A band is a causal problem between the queries from `first` on and the keys up to `first` before the last.
-        skipped = max(band.first - past, 0)
-        end = key.shape[2] - band.first
-        if skipped >= query.shape[2]:
-            break
-        window = None if band.stop is None else band.stop - band.first
-        begin = 0 if window is None else max(end - (query.shape[2] - skipped) - window + 1, 0)
-        part, part_lse = causal(
-            moved(query[:, :, skipped:], band.query_positions, past + skipped, rotary),
-            band_keys(key, band, begin, end, rotary, far_keys),
-            value[:, :, begin:end],
-            scale,
-            window,
-        )
-        if output is None or lse is None:
-            output, lse = part, part_lse
-        elif not skipped:
-            output, lse = merge(output, lse, part, part_lse)
-        else:
-            output = output.float()
-            output[:, :, skipped:], lse[:, :, skipped:] = merge(
-                output[:, :, skipped:], lse[:, :, skipped:], part, part_lse
-            )
-    assert output is not None
-    assert lse is not None
-    if sinks is not None:
-        output = output * torch.sigmoid(lse - sinks.to(lse.dtype)[:, None])[..., None]
-    return output.to(query.dtype)
+def attend(call: Call) -> Tensor:
+    """See `ropewalk.ops.attention`."""
+    dtype = torch.promote_types(call.query.dtype, torch.float32)
+    output = call.query.new_empty((*call.query.shape[:3], call.value.shape[3]), dtype=dtype)
+    lse = call.query.new_empty(call.query.shape[:3], dtype=dtype)
+    for first, stop, bands in call.position_map.bands_by_query(call.past, call.key.shape[2]):
+        for band in bands:
+            for strip in _strips(band, first, stop, call):
+                queries = slice(strip.first - call.past, strip.stop - call.past)
+                part, part_lse = strip.attend(call, band)
+                if band is bands[0] and strip.is_first:
+                    # The nearest band holds every query's own key.
+                    output[:, :, queries], lse[:, :, queries] = part, part_lse
+                else:
+                    output[:, :, queries], lse[:, :, queries] = windowed.merge(
+                        output[:, :, queries], lse[:, :, queries], part, part_lse
+                    )
+    if call.sinks is not None:
+        sinks = call.sinks.to(lse.dtype).clamp(max=LARGEST_SINK)
+        output *= torch.sigmoid(lse - sinks[:, None])[..., None]
+    return output.to(call.query.dtype)
 
 
-def _pieces(band: Band, keys: int) -> list[Band]:
-    """The band of a single query, cut into pieces whose re-rotated keys fit a processor's cache."""
-    if band.is_true:
-        return [band]
-    stop = keys if band.stop is None else min(band.stop, keys)
-    edges = [*range(band.first, stop, _KEYS_PER_PIECE), stop]
-    return [replace(band, first=first, stop=last) for first, last in pairwise(edges)]
+@dataclass(frozen=True)
+class _Strip:
+    """Queries `first .. stop - 1`, all of which see some of the keys `low .. high - 1` of a band.
+
+    Args:
+        is_causal: the last query sees them all and each one before it one fewer at the end; else every query sees all.
+        window: with `is_causal`, keys that a query sees at most; None for all from `low` on.
+        flipped: counted from the end: the first query sees all, each one after it one fewer at the beginning.
+    """
+
+    first: int
+    stop: int
+    low: int
+    high: int
+    is_causal: bool = False
+    window: int | None = None
+    flipped: bool = False
+    # Of the strips that hold these queries.
+    is_first: bool = True
+
+    def attend(self, call: Call, band: Band) -> tuple[Tensor, Tensor]:
+        """Output and log-sum-exp of these queries over these keys."""
+        queries = call.query[:, :, self.first - call.past : self.stop - call.past]
+        query = rerotated(queries, band.query_positions, self.first, call.rotary)
+        key = band_keys(call.key, band, self.low, self.high, call.rotary, call.far_keys)
+        value = call.value[:, :, self.low : self.high]
+        if self.flipped:
+            flipped = windowed.causal(query.flip(2), key.flip(2), value.flip(2), call.scale, None)
+            return flipped[0].flip(2), flipped[1].flip(2)
+        if self.is_causal:
+            return windowed.causal(query, key, value, call.scale, self.window)
+        return windowed.full(query, key, value, call.scale)
+
+
+def _strips(band: Band, first: int, stop: int, call: Call) -> Iterator[_Strip]:
+    """The queries `first .. stop - 1` as far as they see keys of the band, each in one strip, or, where there is only
+    one, in as many as there are pieces of its keys."""
+    if stop - first == 1:
+        low, high = band.low(first), min(band.high(first), stop)
+        pieced = call.query.device.type == "cpu" and call.far_keys is None and not band.is_true
+        step = _KEYS_PER_PIECE if pieced else max(high - low, 1)
+        for begin in range(low, high, step):
+            yield _Strip(first, stop, begin, min(begin + step, high), is_first=begin == low)
+        return
+    if band.distances is not None:
+        first = max(first, band.first_query)
+        if first < stop:
+            window = None if band.low.is_beginning else band.low.back - band.high.back
+            yield _Strip(first, stop, band.low(first), band.high(stop - 1), True, window)
+        return
+    cuts = {first, stop, *_cuts(band.low, first, stop), *_cuts(band.high, first, stop)}
+    for begin, end in pairwise(sorted(cuts)):
+        # Within a strip an edge stands still, or moves on by one key a query.
+        (low, last_low), (high, last_high) = ((edge(begin), edge(end - 1)) for edge in (band.low, band.high))
+        if low == last_low and high == last_high:
+            if low < high:
+                yield _Strip(begin, end, low, high)
+        elif low == last_low:
+            begin += max(low + 1 - high, 0)
+            if begin < end:
+                yield _Strip(begin, end, low, last_high, True)
+        elif high == last_high:
+            end -= max(last_low + 1 - high, 0)
+            if begin < end:
+                yield _Strip(begin, end, low, high, flipped=True)
+        elif low < high:
+            yield _Strip(begin, end, low, last_high, True, high - low)
+
+
+def _cuts(edge: Edge, first: int, stop: int) -> Iterator[int]:
+    """Queries between `first` and `stop` at which the edge begins or ends to move by one key a query, or jumps."""
+    if edge.is_beginning:
+        return
+    end = stop if edge.cap is None else min(stop, edge.reaches(edge.cap) + 1)
+    if edge.block == 1:
+        yield from (cut for cut in (edge.back, end) if first < cut < stop)
+    else:
+        # The first jump, from key 0, then one a block, the last one to the cap.
+        jumps = max(edge.back + edge.block, first + (edge.back - first) % edge.block)
+        yield from (cut for cut in range(jumps, end, edge.block) if first < cut < stop)

@@ -1,58 +1,126 @@
-"""The specification: attention under a position map as the formula says it, in float32, holding the whole matrix."""
+"""The specification: attention under a position map as the formula says it, in float32, holding the whole matrix.
+
+Takes every call there is.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ropewalk.maps import PositionMap
-from ropewalk.maps.positions import TRUE_POSITIONS, PositionFunction
-from ropewalk.ops.rotary import Rotary
+from ropewalk.maps.base import EVERYTHING, Band
+from ropewalk.maps.positions import PositionFunction
+from ropewalk.ops.call import LARGEST_SINK, Call
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    position_map: PositionMap,
-    rotary: Rotary | None,
-    scale: float,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-) -> Tensor:
-    """Attention of one span: queries are the last of the keys. Computes in float32, or float64 for float64 input."""
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    past = key.shape[2] - query.shape[2]
-    tokens = torch.arange(key.shape[2], device=query.device)
-    query_tokens = tokens[past:]
-    distance = query_tokens[:, None] - tokens
-    groups = query.shape[1] // key.shape[1]
-    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+def lacks(call: Call) -> str | None:
+    """Nothing."""
+    return None
+
+
+def attend(call: Call) -> Tensor:
+    """See `ropewalk.ops.attention`. Computes in float32, or float64 for float64 queries."""
+    if call.pages is not None:
+        output = call.query.new_zeros((*call.query.shape[:3], call.value.shape[3]))
+        for place, text in _texts(call):
+            output[:, :, place] = attend(text)
+        return output
+    if call.head_maps is not None:
+        heads = call.query.shape[1] // call.key.shape[1]
+        return torch.cat([attend(_one_head(call, head, heads)) for head in range(call.key.shape[1])], dim=1)
+
+    dtype = torch.promote_types(call.query.dtype, torch.float32)
+    groups = call.query.shape[1] // call.key.shape[1]
+    query, key, value = (x.to(dtype) for x in (call.query, call.key, call.value))
+    key = key if call.key_scale is None else key * call.key_scale.to(dtype)
+    value = value if call.value_scale is None else value * call.value_scale.to(dtype)
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
 
-    def scores(query_positions: PositionFunction, key_positions: PositionFunction) -> Tensor:
-        rotated_query = _rotate(query, query_positions, query_tokens, rotary)
-        rotated_key = _rotate(key, key_positions, tokens, rotary)
-        logits = rotated_query @ rotated_key.transpose(-1, -2) * scale
-        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    slots = torch.arange(key.shape[2], device=query.device)
+    query_slots = slots[call.past :]
+    if call.positions is None:
+        queries, keys, by_pair = query_slots[None], slots[None], False
+    else:
+        # One row of positions a row of the batch; those of the first pair decide what is near and far.
+        queries, keys, by_pair = call.positions.queries, call.positions.keys, call.positions.queries.ndim == 3
+    m = queries[..., 0] if by_pair else queries
+    n = keys[..., 0] if by_pair else keys
+    m, n = m[:, None, :, None], n[:, None, None, :]  # (batch or 1, 1, queries, 1) and (batch or 1, 1, 1, keys)
 
+    def rotated(x: Tensor, function: PositionFunction, tokens: Tensor) -> Tensor:
+        if not call.rotary.moves(function):
+            return x
+        angles = call.rotary.angles(function, tokens, by_pair)[:, None]
+        return call.rotary.rotate(x, angles.cos().to(x.dtype), angles.sin().to(x.dtype))
+
+    def scores(band: Band) -> Tensor:
+        product = rotated(query, band.query_positions, queries) @ rotated(key, band.key_positions, keys).mT
+        logits = product * call.scale
+        if call.slopes is not None:
+            distance = band.query_positions(m) - band.key_positions(n)
+            logits = logits - call.slopes.to(dtype)[:, None, None] * distance
+        return logits if call.softcap is None else call.softcap * torch.tanh(logits / call.softcap)
+
+    before_start = m < call.position_map.start
+    past_or_present = slots <= query_slots[:, None]
     logits = torch.full((*query.shape[:3], key.shape[2]), -torch.inf, dtype=dtype, device=query.device)
-    before_start = (query_tokens < position_map.start)[:, None]
-    for band in position_map.bands:
-        inside = (distance >= band.first) & ~before_start
-        if band.stop is not None:
-            inside &= distance < band.stop
-        logits = torch.where(inside, scores(band.query_positions, band.key_positions), logits)
-    if position_map.start > past:
-        logits = torch.where(before_start & (distance >= 0), scores(TRUE_POSITIONS, TRUE_POSITIONS), logits)
-    if sinks is not None:
-        sink = sinks.to(dtype).view(1, -1, 1, 1).expand(*logits.shape[:3], 1)
-        return torch.softmax(torch.cat((logits, sink), dim=-1), dim=-1)[..., :-1] @ value
-    return torch.softmax(logits, dim=-1) @ value
+    for band in call.position_map.bands:
+        logits = torch.where(band.sees(m, n) & past_or_present & ~before_start, scores(band), logits)
+    if before_start.any():
+        logits = torch.where(past_or_present & before_start, scores(EVERYTHING), logits)
+    sinks = torch.full(query.shape[1:2], -torch.inf, device=query.device) if call.sinks is None else call.sinks
+    sinks = sinks.to(dtype).clamp(max=LARGEST_SINK)[:, None, None].expand(*logits.shape[:3], 1)
+    weights = torch.softmax(torch.cat((logits, sinks), dim=-1), dim=-1)[..., :-1]
+    return (weights @ value).to(call.query.dtype)
 
 
-def _rotate(x: Tensor, function: PositionFunction, tokens: Tensor, rotary: Rotary | None) -> Tensor:
-    if rotary is None or function == TRUE_POSITIONS:
-        return x
-    angles = rotary.phases(function(tokens)) - rotary.phases(tokens)
-    return rotary.rotate(x, angles.cos().to(x.dtype), angles.sin().to(x.dtype))
+def _texts(call: Call) -> Iterator[tuple[slice, Call]]:
+    """The texts of a call with pages, each as a call of its own, and its queries among all."""
+    assert call.pages is not None
+    starts = call.pages.query_starts.tolist()
+    page = call.key.shape[2]
+
+    def gathered(x: Tensor, pages: Tensor, tokens: int) -> Tensor:
+        return x[pages].transpose(0, 1).flatten(1, 2)[None, :, :tokens]
+
+    for text, tokens in enumerate(call.pages.lengths.tolist()):
+        queries = slice(starts[text], starts[text + 1])
+        if queries.start == queries.stop:
+            continue
+        pages = call.pages.table[text, : -(-tokens // page)].long()
+        scales = [
+            None if scale is None else gathered(scale.expand(x.shape), pages, tokens)
+            for scale, x in ((call.key_scale, call.key), (call.value_scale, call.value))
+        ]
+        dense = replace(
+            call,
+            query=call.query[:, :, queries],
+            key=gathered(call.key, pages, tokens),
+            value=gathered(call.value, pages, tokens),
+            pages=None,
+            key_scale=scales[0],
+            value_scale=scales[1],
+        )
+        [(_, part)] = dense.parts()
+        yield queries, part
+
+
+def _one_head(call: Call, head: int, heads: int) -> Call:
+    """The heads that share one key head."""
+    assert call.head_maps is not None
+    queries, keys = slice(head * heads, (head + 1) * heads), slice(head, head + 1)
+    return replace(
+        call,
+        query=call.query[:, queries],
+        key=call.key[:, keys],
+        value=call.value[:, keys],
+        position_map=call.head_maps[head],
+        head_maps=None,
+        sinks=None if call.sinks is None else call.sinks[queries],
+        slopes=None if call.slopes is None else call.slopes[queries],
+        key_scale=None if call.key_scale is None else call.key_scale.expand(call.key.shape)[:, keys],
+        value_scale=None if call.value_scale is None else call.value_scale.expand(call.value.shape)[:, keys],
+    )

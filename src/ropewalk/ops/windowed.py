@@ -30,6 +30,18 @@ def unsupported(query: Tensor, key: Tensor, value: Tensor) -> str | None:
     return f"device {query.device.type}"
 
 
+def full(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention of every query to every key; for the arguments and what comes back see `causal`."""
+    if query.device.type == "cuda":
+        return _flash_cuda(query, key, value, scale, is_causal=False, window=None)
+    batch, heads, queries, head_dim = query.shape
+    if queries > 1:
+        return _flash_cpu(query, key, value, scale)
+    # The heads that share a key become its queries: nothing is expanded.
+    output, lse = _flash_cpu(query.reshape(batch, key.shape[1], -1, head_dim), key, value, scale)
+    return output.reshape(query.shape), lse.reshape(batch, heads, 1)
+
+
 def causal(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
     """Attention where the last query is aligned with the last key and query i sees its nearest `window` keys.
 
@@ -42,11 +54,13 @@ def causal(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int 
         The output, shaped as query, and its log-sum-exp, float32, (batch, heads, queries).
     """
     if query.device.type == "cuda":
-        return _causal_cuda(query, key, value, scale, window)
+        return _flash_cuda(query, key, value, scale, True, window)
     return _causal_cpu(query, key, value, scale, window)
 
 
-def _causal_cuda(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
+def _flash_cuda(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, is_causal: bool, window: int | None
+) -> tuple[Tensor, Tensor]:
     output, lse, *_ = torch.ops.aten._flash_attention_forward(
         query.transpose(1, 2),
         key.transpose(1, 2),
@@ -56,11 +70,11 @@ def _causal_cuda(query: Tensor, key: Tensor, value: Tensor, scale: float, window
         query.shape[2],
         key.shape[2],
         0.0,
-        True,
+        is_causal,
         False,
         scale=scale,
         window_size_left=None if window is None else window - 1,
-        window_size_right=0,
+        window_size_right=0 if is_causal else None,
     )
     return output.transpose(1, 2), lse
 
@@ -69,16 +83,16 @@ def _causal_cpu(query: Tensor, key: Tensor, value: Tensor, scale: float, window:
     queries, keys = query.shape[2], key.shape[2]
     past = keys - queries
     if window is None or window >= keys:
-        return _full_cpu(query, key, value, scale)
+        return _unwindowed_cpu(query, key, value, scale)
     if queries == 1:
-        return _full_cpu(query, key[:, :, -window:], value[:, :, -window:], scale)
+        return _unwindowed_cpu(query, key[:, :, -window:], value[:, :, -window:], scale)
     # Queries that still see every key before them, then a block that makes the rest whole blocks, then those.
     head = min(max(window - past, 0), queries)
     block = min(_CPU_BLOCK, max(32, window))
     edge = head + (queries - head) % block
     parts = []
     if head:
-        parts.append(_full_cpu(query[:, :, :head], key[:, :, : past + head], value[:, :, : past + head], scale))
+        parts.append(_unwindowed_cpu(query[:, :, :head], key[:, :, : past + head], value[:, :, : past + head], scale))
     for first, stop, size in ((head, edge, edge - head), (edge, queries, block)):
         if stop > first:
             seen = slice(past + first - window + 1, past + stop)
@@ -87,14 +101,11 @@ def _causal_cpu(query: Tensor, key: Tensor, value: Tensor, scale: float, window:
     return torch.cat(outputs, dim=2), torch.cat(lses, dim=2)
 
 
-def _full_cpu(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    batch, heads, queries, head_dim = query.shape
-    past = key.shape[2] - queries
-    if queries == 1:
-        # The heads that share a key become its queries: nothing is expanded.
-        grouped = query.reshape(batch, key.shape[1], -1, head_dim)
-        output, lse = _flash_cpu(grouped, key, value, scale)
-        return output.reshape(query.shape), lse.reshape(batch, heads, 1)
+def _unwindowed_cpu(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Causal, without a window."""
+    past = key.shape[2] - query.shape[2]
+    if query.shape[2] == 1:
+        return full(query, key, value, scale)
     output, lse = _flash_cpu(query, key[:, :, past:], value[:, :, past:], scale, is_causal=True)
     if past == 0:
         return output, lse

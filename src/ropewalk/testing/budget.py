@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from ropewalk.maps import PositionMap
-from ropewalk.ops import Rotary, reference
+from ropewalk.ops import Rotary, attention
 
 
 def truth(query: Tensor, key: Tensor, value: Tensor, position_map: PositionMap, rotary: Rotary | None) -> Tensor:
     """The specification in float64, for queries that are the last of the keys."""
-    scale = query.shape[-1] ** -0.5
-    return reference.attend(query.double(), key.double(), value.double(), position_map, rotary, scale)
+    return attention(query.double(), key.double(), value.double(), position_map, rotary, impl="reference")
 
 
 def same_dtype(query: Tensor, key: Tensor, value: Tensor, position_map: PositionMap, rotary: Rotary | None) -> Tensor:
@@ -28,16 +27,15 @@ def same_dtype(query: Tensor, key: Tensor, value: Tensor, position_map: Position
     keys = key.shape[2]
     tokens = torch.arange(keys, device=query.device)
     query_tokens = tokens[keys - query.shape[2] :]
-    distance = query_tokens[:, None] - tokens
-    scores = torch.full(distance.shape, -torch.inf, dtype=query.dtype, device=query.device)
+    scores = torch.full((query.shape[2], keys), -torch.inf, dtype=query.dtype, device=query.device)
     for band in position_map.bands:
         rotated = []
         for x, function, at in ((query, band.query_positions, query_tokens), (key, band.key_positions, tokens)):
             if rotary is not None:
-                angles = rotary.phases(function(at)) - rotary.phases(at)
+                angles = rotary.angles(function, at)
                 x = rotary.rotate(x, angles.cos().to(x.dtype), angles.sin().to(x.dtype))
             rotated.append(x)
-        inside = (distance >= band.first) & (distance < (keys if band.stop is None else band.stop))
+        inside = band.sees(query_tokens[:, None], tokens)
         scores = torch.where(inside, rotated[0] @ rotated[1].transpose(-1, -2) * query.shape[-1] ** -0.5, scores)
     return torch.softmax(scores.float(), dim=-1).to(value.dtype) @ value
 

@@ -12,12 +12,14 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from ropewalk.integrations.transformers import attention, far_keys, models, probe
-from ropewalk.integrations.transformers.attention import NAME, PLAN, LayerPlan, Limits
+from ropewalk.integrations.transformers import far_keys, functions, models, probe
+from ropewalk.integrations.transformers.functions import NAME
+from ropewalk.integrations.transformers.limits import Limits
+from ropewalk.integrations.transformers.plan import PLAN, LayerPlan
 from ropewalk.maps import Identity, PositionMap, SelfExtend
 from ropewalk.maps.query_scaling import QueryScaling, QueryScalingKind
 from ropewalk.maps.sliding_window import SlidingWindow
-from ropewalk.ops.api import Implementation
+from ropewalk.ops import Implementation
 
 logger = logging.getLogger("ropewalk")
 
@@ -198,7 +200,7 @@ def extend(
     scaling = None if query_scaling is None else QueryScaling(query_scaling, window)
 
     probe.register_functions()
-    attention.register_functions()
+    functions.register_functions()
     probed = probe.probe(model, window)
 
     if sliding_window == "keep" and all(layer.sliding_window is not None for layer in probed):

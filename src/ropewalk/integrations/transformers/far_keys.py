@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 
 from ropewalk.maps import PositionMap
 from ropewalk.ops import Implementation, Layout, Rotary
-from ropewalk.ops.rotary import far_band, moved
+from ropewalk.ops.rotary import far_band, rerotated
 
 logger = logging.getLogger("ropewalk")
 
@@ -155,8 +155,10 @@ class FarKeys:
         if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
             return None
         starts = _starts(layout, key.shape[0])
-        end = key.shape[2] - self._band.first
-        if starts is None or key.shape[2] - min(start for _, start in starts) <= max(self._band.first, self._map.start):
+        end = self._band.high(key.shape[2] - 1)
+        if starts is None or key.shape[2] - min(start for _, start in starts) <= max(
+            self._band.first_query, self._map.start
+        ):
             return None
         if kept is None or kept.starts != starts:
             kept = _Kept(key[:, :, :0], 0, starts, _Seen.of(key))
@@ -176,7 +178,7 @@ class FarKeys:
             for rows, start in kept.starts:
                 for begin in range(max(kept.filled, start), end, _KEYS_AT_A_TIME):
                     slots = slice(begin, min(begin + _KEYS_AT_A_TIME, end))
-                    turned = moved(key[rows, :, slots], self._band.key_positions, begin - start, self._rotary)
+                    turned = rerotated(key[rows, :, slots], self._band.key_positions, begin - start, self._rotary)
                     kept.buffer[rows, :, slots] = turned
         kept.filled = max(kept.filled, end)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import causal_mask_function
 
-from ropewalk.ops.api import device_lacks
+from ropewalk.ops.call import device_lacks
 from ropewalk.ops.rotary import Rotary
 
 PROBE_NAME = "ropewalk-probe"

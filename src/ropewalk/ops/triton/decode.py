@@ -1,7 +1,7 @@
 """Decode attention under a position map: one query a row, every key and value read once, re-rotated in registers.
 
 Split-KV: the keys of a row are dealt out to as many programs as fill the device, and a second kernel merges what they
-found. A key of band i is turned by `phase(b_i(n)) - phase(n)` and the query by `phase(a_i(m)) - phase(m)`, so the
+found. A key of band i is re-rotated by `phase(b_i(n)) - phase(n)` and the query by `phase(a_i(m)) - phase(m)`, so the
 cache stays as the model wrote it. Lengths and padding are read on the device: nothing about a launch depends on them,
 and a CUDA graph over a static cache replays at any length.
 """
@@ -22,13 +22,26 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from ropewalk.maps import PositionMap
-from ropewalk.ops.rotary import Rotary
+from ropewalk.maps import Band
+from ropewalk.ops.call import Call
+from ropewalk.ops.layout import Step
 from ropewalk.ops.triton.launch import Launch, multiples_of_16
+from ropewalk.ops.triton.primitives import (
+    COLUMNS,
+    INTERPRETED,
+    LOG2_E,
+    NO_END,
+    band_keys,
+    load_pairs,
+    load_rest,
+    load_sink,
+    mapped,
+    rerotate,
+    softcapped,
+    softmax_step,
+)
+from ropewalk.ops.triton.tables import BandTable, make_table
 from ropewalk.ops.triton.tuned import tuned
-from ropewalk.ops.triton.turning import INTERPRETED, NO_END, Tables, load_pairs, load_rest, make_tables, turn
-
-_LOG2_E = tl.constexpr(math.log2(math.e))
 
 
 @dataclass(frozen=True)
@@ -50,146 +63,131 @@ class Config:
     registers: int | None = None
 
 
-def decode(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    position_map: PositionMap,
-    rotary: Rotary | None,
-    first_slots: Tensor | None,
-    lengths: Tensor | None,
-    scale: float,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    config: Config | None = None,
-) -> Tensor:
+def decode(call: Call, step: Step, config: Config | None = None) -> Tensor:
     """Attention of one query a row to the tokens before it and itself.
 
     Args:
-        query: (batch, heads, 1, head_dim), bfloat16, float16 or float32, rotated at its true position.
-        key, value: (batch, key heads, slots, head_dim), same dtype; any strides but the last, which is 1. heads is a
-            multiple of key heads. Slots outside `first_slots .. lengths - 1` are never read.
-        first_slots: (batch,), int32 or int64, on the query's device: slot of a row's first token; None for slot 0.
-        lengths: (batch,), likewise: slots up to the query's own, which is in slot `lengths - 1`; None for all slots.
-            A row without slots gives zeros.
-        scale: of the scores.
-        softcap: `softcap * tanh(score / softcap)` instead of the score.
-        sinks: (heads,), a logit a head that takes part in the softmax and adds nothing.
+        call: query (batch, heads, 1, head_dim), bfloat16, float16 or float32; key and value (batch, key heads, slots,
+            head_dim), same dtype; any strides but the last, which is 1. Its layout and query scaling are not looked at.
+        step: the slots that each row's query sees; others are never read. A row without slots gives zeros.
         config: tuning; by default what is known to be good.
 
     Returns:
         (batch, heads, 1, head_dim), in the query's dtype. The same call gives the same bits.
 
     Raises:
-        RuntimeError: a CUDA graph is being captured and the map's tables for so many slots are not yet made; a call
-            before the capture makes them.
+        RuntimeError: a CUDA graph is being captured and the map's table for so many slots is not yet made; a call
+            before the capture makes it.
     """
+    query, key, value, rotary, sinks = call.query, call.key, call.value, call.rotary, call.sinks
     batch, heads, _, head_dim = query.shape
     key_heads, slots = key.shape[1:3]
+    device, dtype = query.device, query.dtype
+    config = config or default_config(head_dim, dtype, device)
     capacity = 1 << max(12, (slots - 1).bit_length())
-    strides = (*query.stride()[:2], *key.stride()[:3], *value.stride()[:3])
-    kinds = (
-        *[x.data_ptr() % 16 == 0 for x in (query, key, value)],
-        *[None if x is None else x.dtype for x in (lengths, first_slots, sinks)],
-        softcap is None,
+    table = rotary.tables.get(
+        (call.position_map, capacity, device), lambda: _outside_graphs(call.position_map.bands, capacity, device)
     )
-    plan = _plan(position_map, rotary, capacity, batch, key_heads, heads // key_heads, head_dim, query.dtype,
-                 query.device, config, multiples_of_16(strides), kinds)  # fmt: skip
-    splits = min(plan.splits, -(-slots // plan.block_keys))
-    output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    partials = torch.empty(batch * heads * splits * (head_dim + 1), dtype=torch.float32, device=query.device)
+    strides = (*query.stride()[:2], *key.stride()[:3], *value.stride()[:3])
+    attend, merge, splits = _launches(
+        (head_dim, rotary.pairs, rotary.offset, rotary.interleaved, heads // key_heads),
+        batch * key_heads,
+        table.bands.shape[0],
+        table.is_diagonal,
+        multiples_of_16(strides),
+        dtype,
+        device,
+        config,
+        (
+            *[x.data_ptr() % 16 == 0 for x in (query, key, value)],
+            *[None if x is None else x.dtype for x in (step.lengths, step.first_slots, sinks)],
+            call.softcap is None,
+        ),
+    )
+    splits = min(splits, -(-slots // config.block_keys))
+    output = torch.empty(query.shape, dtype=dtype, device=device)
+    partials = torch.empty(batch * heads * splits * (head_dim + 1), dtype=torch.float32, device=device)
+    scale = call.scale * LOG2_E.value
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
-        plan.attend(
-            (splits, key_heads, batch),
+        attend[splits, key_heads, batch](
             query,
             key,
             value,
             partials,
-            *plan.tensors,
-            lengths,
-            first_slots,
+            table.bands,
+            table.positions,
+            rotary.frequencies(device) if rotary.pairs else table.positions,
+            step.lengths,
+            step.first_slots,
             slots,
-            *plan.numbers,
-            float(scale),
-            None if softcap is None else float(softcap),
+            table.bands.shape[0],
+            table.capacity,
+            min(call.position_map.start, NO_END.value),
+            scale if call.softcap is None else 1.0,
+            0.0 if call.softcap is None else 2 * scale / call.softcap,
+            0.0 if call.softcap is None else call.softcap * LOG2_E.value,
             *strides,
+            *attend.constants,
         )
-        plan.merge((heads, batch, 1), partials, sinks, output, splits)
+        merge[heads, batch, 1](partials, sinks, output, splits, *merge.constants)
     return output
 
 
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """What all steps of one layer and cache size have in common: a step has microseconds to spare on the host."""
-
-    splits: int
-    block_keys: int
-    tensors: tuple[Tensor, ...]
-    numbers: tuple[int, ...]
-    attend: Launch
-    merge: Launch
-
-
-@lru_cache(maxsize=1024)
-def _plan(
-    position_map: PositionMap,
-    rotary: Rotary | None,
-    capacity: int,
-    batch: int,
-    key_heads: int,
-    groups: int,
-    head_dim: int,
+@lru_cache(maxsize=256)
+def _launches(
+    head: tuple[int, int, int, bool, int],
+    rows: int,
+    bands: int,
+    diagonal: bool,
+    aligned: bool,
     dtype: torch.dtype,
     device: torch.device,
-    config: Config | None,
-    aligned: bool,
+    config: Config,
     kinds: tuple[bool | torch.dtype | None, ...],
-) -> _Plan:
-    """`aligned`: strides are multiples of 16. `kinds`: what else needs launches of its own."""
-    config = config or default_config(head_dim, dtype, device)
-    tables = _tables(position_map, capacity, device)
-    bands = tables.bands.shape[0]
-    splits = _splits(batch * key_heads, config.programs * _multiprocessors(device))
+) -> tuple[Launch, Launch, int]:
+    """The two kernels and how many programs share a row's keys: what all steps of one kind of layer have in common,
+    for a step has microseconds to spare on the host.
+
+    Args:
+        head: head_dim; pairs, offset and interleaving of the rotary embedding; query heads that share a key head.
+        rows: of keys, over batch and key heads.
+        aligned: whether strides are multiples of 16.
+        kinds: what else needs launches of its own.
+    """
+    head_dim, pairs, offset, interleaved, groups = head
+    splits = _splits(rows, config.programs * _multiprocessors(device))
     overlap = _overlaps(device)
     # Programmatic dependent launch: a kernel is put on the device while the one before it ends, and waits where it
     # first needs what others write.
     early = {"launch_pdl": True} if overlap else {}
-    return _Plan(
-        splits=splits,
-        block_keys=config.block_keys,
-        tensors=(tables.bands, tables.positions, tables.positions if rotary is None else rotary.frequencies(device)),
-        numbers=(bands, tables.positions.shape[1], min(position_map.start, NO_END.value)),
-        attend=Launch(
-            _partials_kernel,
-            {
-                "head_dim": head_dim,
-                "pairs": 0 if rotary is None else rotary.dim // 2,
-                "offset": 0 if rotary is None else rotary.offset,
-                "interleaved": rotary is not None and rotary.interleaved,
-                "groups": groups,
-                "block_keys": config.block_keys,
-                "block_bands": 1 << (bands - 1).bit_length(),
-                # The interpreter has no fast sine; float32 wants the exact one.
-                "fast_sine": not INTERPRETED and dtype != torch.float32,
-                "aligned": aligned,
-                "overlap": overlap,
-            },
-            {
-                **early,
-                "num_warps": config.warps,
-                "num_stages": config.stages,
-                "maxnreg": config.registers,
-                # A phase is a product rounded to float32, as the model rounds it: it must not melt into the next
-                # addition.
-                "enable_fp_fusion": False,
-            },
-        ),
-        merge=Launch(
-            _merge_kernel,
-            {"head_dim": head_dim, "block_splits": min(64, 1 << (splits - 1).bit_length()), "overlap": overlap},
-            early,
-        ),
+    attend = Launch(
+        _partials_kernel,
+        {
+            "head_dim": head_dim,
+            "pairs": pairs,
+            "offset": offset,
+            "interleaved": interleaved,
+            "groups": groups,
+            "block_keys": config.block_keys,
+            "block_bands": 1 << (bands - 1).bit_length(),
+            "diagonal": diagonal,
+            "has_softcap": not kinds[-1],
+            # The interpreter has no fast sine; float32 wants the exact one.
+            "fast_sine": not INTERPRETED and dtype != torch.float32,
+            "aligned": aligned,
+            "overlap": overlap,
+        },
+        {
+            **early,
+            "num_warps": config.warps,
+            "num_stages": config.stages,
+            "maxnreg": config.registers,
+            # A phase is a product rounded to float32, as the model rounds it: it must not melt into the next addition.
+            "enable_fp_fusion": False,
+        },
     )
+    merging = {"head_dim": head_dim, "block_splits": min(64, 1 << (splits - 1).bit_length()), "overlap": overlap}
+    return attend, Launch(_merge_kernel, merging, early), splits
 
 
 @cache
@@ -198,19 +196,18 @@ def default_config(head_dim: int, dtype: torch.dtype, device: torch.device) -> C
     return Config(**tuned("decode", head_dim, dtype.itemsize, device))
 
 
-@cache
-def _tables(position_map: PositionMap, capacity: int, device: torch.device) -> Tables:
-    """Kept for good, as captured graphs point to them. Capacities are powers of two, so all of a map's together hold
+def _outside_graphs(bands: tuple[Band, ...], capacity: int, device: torch.device) -> BandTable:
+    """A table that no graph takes its memory back from. Capacities are powers of two, so all of a map's together hold
     less than twice what the largest does."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            f"decode: a CUDA graph is being captured, but the tables of {position_map} for {capacity} slots are not "
-            "yet made; call decode once with these tensors before the capture"
+            f"decode: a CUDA graph is being captured, but the table of the map's bands for {capacity} slots is not yet "
+            "made; call decode once with these tensors before the capture"
         )
     # In a thread of its own, for memory of its own: what this one allocates while torch.compile warms a CUDA graph up
     # belongs to the graph, which reuses it.
     with ThreadPoolExecutor(1) as executor:
-        return executor.submit(make_tables, position_map.bands, capacity, device).result()
+        return executor.submit(make_table, bands, capacity, device).result()
 
 
 @cache
@@ -256,8 +253,9 @@ def _partials_kernel(
     bands: tl.int32,
     capacity: tl.int32,
     start: tl.int32,
-    scale: tl.tensor,
-    softcap: tl.tensor,
+    scale: float,
+    cap_scale: float,
+    cap: float,
     query_batch: tl.int64,
     query_head: tl.int64,
     key_batch: tl.int64,
@@ -273,6 +271,8 @@ def _partials_kernel(
     groups: tl.constexpr,
     block_keys: tl.constexpr,
     block_bands: tl.constexpr,
+    diagonal: tl.constexpr,
+    has_softcap: tl.constexpr,
     fast_sine: tl.constexpr,
     aligned: tl.constexpr,
     overlap: tl.constexpr,
@@ -307,7 +307,7 @@ def _partials_kernel(
 
     # Tiles are counted from the beginning of each band's slots, so that each lies in one band, and dealt out evenly.
     every_begin, every_end = _band_slots(
-        band_table, tl.arange(0, block_bands), bands, length, first_slot, unmapped
+        band_table, tl.arange(0, block_bands), bands, length, first_slot, unmapped, diagonal
     )  # (block_bands,)
     tiles = tl.sum(tl.cdiv(tl.maximum(every_end - every_begin, 0), block_keys))
     share = tl.cdiv(tiles, splits)
@@ -340,26 +340,28 @@ def _partials_kernel(
     largest = tl.full([block_rows], float("-inf"), tl.float32)
     tiles_before = 0
     for band in range(bands):
-        band_begin, band_end = _band_slots(band_table, band, bands, length, first_slot, unmapped)
+        band_begin, band_end = _band_slots(band_table, band, bands, length, first_slot, unmapped, diagonal)
         band_tiles = tl.cdiv(tl.maximum(band_end - band_begin, 0), block_keys)
         begin = tl.maximum(share_begin - tiles_before, 0)
         end = tl.minimum(share_end - tiles_before, band_tiles)
         tiles_before += band_tiles
         if begin < end:
             if pairs > 0:
-                query_row = tl.where(unmapped, 0, tl.load(band_table + 4 * band + 2)).to(tl.int64)
-                key_row = tl.where(unmapped, 0, tl.load(band_table + 4 * band + 3)).to(tl.int64)
-                key_positions = positions + key_row * capacity
-                turned_first, turned_second = turn(
+                numbers = band_table + COLUMNS * band
+                key_size = tl.where(unmapped, 1, tl.load(numbers + 8))
+                key_shift = tl.where(unmapped, 0, tl.load(numbers + 9))
+                query_size = tl.where(unmapped, 1, tl.load(numbers + 6))
+                query_shift = tl.where(unmapped, 0, tl.load(numbers + 7))
+                rerotated_first, rerotated_second = rerotate(
                     query_first,
                     query_second,
-                    tl.load(positions + query_row * capacity + token),
+                    mapped(token, query_size, query_shift, positions, capacity, token >= 0),
                     token.to(tl.float32),
                     frequency,
                     fast_sine,
                 )
-                turned_first = turned_first.to(query.dtype.element_ty)
-                turned_second = turned_second.to(query.dtype.element_ty)
+                rerotated_first = rerotated_first.to(query.dtype.element_ty)
+                rerotated_second = rerotated_second.to(query.dtype.element_ty)
             for tile in range(begin, end):
                 slot = band_begin + tile * block_keys
                 inside = slot + offsets < band_end  # (block_keys,)
@@ -367,38 +369,32 @@ def _partials_kernel(
                 scores = tl.zeros([block_rows, block_keys], tl.float32)
                 if pairs > 0:
                     tokens = slot - first_slot + offsets  # (block_keys,), true positions
-                    mapped = tl.load(key_positions + tokens, mask=inside, other=0.0)  # (block_keys,)
+                    to = mapped(tokens, key_size, key_shift, positions, capacity, inside)  # (block_keys,)
                     first, second = load_pairs(
                         tile_keys, offsets * key_slot, inside, pairs, offset, interleaved
                     )  # (block_keys, pairs) each
-                    first, second = turn(
+                    first, second = rerotate(
                         first.to(tl.float32),
                         second.to(tl.float32),
-                        mapped[:, None],
+                        to[:, None],
                         tokens.to(tl.float32)[:, None],
                         frequency,
                         fast_sine,
                     )
                     first, second = first.to(key.dtype.element_ty), second.to(key.dtype.element_ty)
-                    scores = tl.dot(turned_first, tl.trans(first), scores, input_precision="ieee")
-                    scores = tl.dot(turned_second, tl.trans(second), scores, input_precision="ieee")
+                    scores = tl.dot(rerotated_first, tl.trans(first), scores, input_precision="ieee")
+                    scores = tl.dot(rerotated_second, tl.trans(second), scores, input_precision="ieee")
                 if head_dim > 2 * pairs:
                     rest = load_rest(
                         tile_keys, offsets * key_slot, inside, head_dim, pairs, offset
                     )  # (block_keys, others)
                     scores = tl.dot(query_rest, tl.trans(rest), scores, input_precision="ieee")
-                scores *= scale
-                if softcap is not None:
-                    # tanh from an exponential of what is never positive, which cannot overflow.
-                    decay = tl.exp(-2 * tl.abs(scores) / softcap)
-                    capped = softcap * (1 - decay) / (1 + decay)
-                    scores = tl.where(scores < 0, -capped, capped)
-                scores = tl.where(inside[None, :], scores * _LOG2_E, float("-inf"))
+                if has_softcap:
+                    scores = softcapped(scores, cap, cap_scale)
+                scores = tl.where(inside[None, :], scores, float("-inf"))
                 # Every tile holds a key that is seen: after the first one the largest score is finite.
-                new_largest = tl.maximum(largest, tl.max(scores, 1))
-                fade = tl.exp2(largest - new_largest)[:, None]
-                largest = new_largest
-                probabilities = tl.exp2(scores - largest[:, None])
+                probabilities, fade, largest = softmax_step(scores, scale, largest, False)
+                fade = fade[:, None]
                 weights = tl.fma(weights, tl.broadcast_to(fade, weights.shape), probabilities)
                 # Unseen values may be anything, NaN included, which a probability of zero would not silence.
                 tile_values = tl.load(
@@ -445,7 +441,7 @@ def _merge_kernel(
     largest = float("-inf")
     total = 0.0
     if sinks is not None:
-        largest = tl.load(sinks + head).to(tl.float32) * _LOG2_E
+        largest = load_sink(sinks, head)
         total = 1.0
     for begin in range(0, splits, block_splits):
         split = begin + tl.arange(0, block_splits)
@@ -476,13 +472,14 @@ def _band_slots(
     length: tl.tensor,
     first_slot: tl.tensor,
     unmapped: tl.tensor,
+    diagonal: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """First slot and end of what the query sees through a band, or through each of a vector of bands.
+    """First slot and end of what the last of a row's tokens sees through a band, or through each of a vector of bands.
 
     A query before the map's start sees all there is through the first one.
     """
-    first = tl.load(band_table + 4 * band, mask=band < bands, other=0)
-    stop = tl.load(band_table + 4 * band + 1, mask=band < bands, other=0)
-    first = tl.where(unmapped, 0, first)
-    stop = tl.where(unmapped, tl.where(band == 0, NO_END, 0), stop)
-    return tl.maximum(length - stop, first_slot), length - first
+    token = tl.maximum(length - 1 - first_slot, 0)
+    low, high = band_keys(band_table, band, band < bands, token, diagonal)
+    low = tl.where(unmapped, 0, low)
+    high = tl.where(unmapped, tl.where(band == 0, token + 1, 0), high)
+    return first_slot + low, tl.minimum(first_slot + high, length)

@@ -5,7 +5,8 @@ Triton looks at every argument of every call; a step of decoding has microsecond
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 
@@ -31,15 +32,16 @@ class Launch:
 
     def __init__(self, kernel: Any, constants: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         self._kernel = kernel
-        self._constants = dict(constants)
-        self._options = dict(options)
-        self._values = tuple(constants.values())
+        self._named = {**constants, **options}
+        # To be given after the arguments.
+        self.constants = tuple(constants.values())
         self._compiled: Any = None
 
-    def __call__(self, grid: tuple[int, int, int], *arguments: Any) -> None:
-        """Launches on the current device and stream."""
-        if self._compiled is None:
-            # Stays None in the interpreter.
-            self._compiled = self._kernel[grid](*arguments, **self._constants, **self._options)
-        else:
-            self._compiled[grid](*arguments, *self._values)
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
+        """What launches on the current device and stream: `launch[grid](*arguments, *launch.constants)`."""
+        return partial(self._compile, grid) if self._compiled is None else self._compiled[grid]  # type: ignore[no-any-return]
+
+    def _compile(self, grid: tuple[int, ...], *arguments: Any) -> None:
+        """The first launch, which compiles. `_compiled` stays None in the interpreter."""
+        tensors = arguments[: len(arguments) - len(self.constants)]
+        self._compiled = self._kernel[grid](*tensors, **self._named)

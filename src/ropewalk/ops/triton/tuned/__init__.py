@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-Kernel = Literal["prefill", "decode", "hopper", "between"]
+Kernel = Literal["prefill", "decode", "narrow", "hopper_prefill", "hopper_narrow"]
 
 
 @cache

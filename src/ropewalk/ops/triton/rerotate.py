@@ -12,7 +12,7 @@ from torch import Tensor
 from ropewalk.ops.rotary import Rotary
 from ropewalk.ops.triton.launch import Launch, multiples_of_16
 
-# Pairs that a program turns at a time, eight for each thread: 16 bytes of float16 or bfloat16 a load.
+# Pairs that a program re-rotates at a time, eight for each thread: 16 bytes of float16 or bfloat16 a load.
 _PAIRS_PER_TILE = 1024
 _WARPS = 4
 # Heads that share the tables a program has loaded. Programs of the same tokens run side by side, so the tables come
@@ -20,12 +20,12 @@ _WARPS = 4
 _HEADS_PER_PROGRAM = 8
 
 
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor, rotary: Rotary, out: Tensor | None = None) -> Tensor:
-    """x turned by the tables, as `Rotary.rotate` does it: in float32, rounded once to x's dtype.
+def rerotate(x: Tensor, cosine: Tensor, sine: Tensor, rotary: Rotary, out: Tensor | None = None) -> Tensor:
+    """x re-rotated by the tables, as `Rotary.rotate` does it: in float32, rounded once to x's dtype.
 
     Args:
         x: (batch, heads, tokens, head_dim), float32, bfloat16 or float16, any strides whose last is 1.
-        cosine, sine: float32, (tokens, pairs), as `Rotary.shift` returns them; last stride 1.
+        cosine, sine: float32, (tokens, pairs), as `Rotary.table` returns them; last stride 1.
         rotary: says which dimensions make the pairs; those it leaves out pass through.
         out: takes the result; shape and dtype of x, any strides whose last is 1, and may be x itself.
 
@@ -43,13 +43,13 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor, rotary: Rotary, out: Tensor 
         return out
     strides = (*x.stride()[:3], *out.stride()[:3], cosine.stride(0), sine.stride(0))
     kinds = tuple([y.data_ptr() % 16 == 0 for y in (x, cosine, sine, out)])
-    pairs, aligned = rotary.dim // 2, multiples_of_16(strides)
+    pairs, aligned = rotary.pairs, multiples_of_16(strides)
     launch = _launch(head_dim, rotary.offset, pairs, rotary.interleaved, aligned, x.dtype, x.device, kinds)
     head_groups = -(-batch * heads // _HEADS_PER_PROGRAM)
     # One axis, for only the first may have more than 65535 programs.
     grid = (-(-tokens // _block_tokens(pairs)) * head_groups, 1, 1)
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-        launch(grid, x, cosine, sine, out, *strides, batch * heads, heads, tokens, head_groups)
+        launch[grid](x, cosine, sine, out, *strides, batch * heads, heads, tokens, head_groups, *launch.constants)
     return out
 
 
@@ -81,13 +81,13 @@ def _launch(
         "heads_per_program": _HEADS_PER_PROGRAM,
         "aligned": aligned,
     }
-    return Launch(_rotate, constants, {"num_warps": _WARPS})
+    return Launch(_rerotate, constants, {"num_warps": _WARPS})
 
 
 def _check(x: Tensor, cosine: Tensor, sine: Tensor, rotary: Rotary, out: Tensor) -> None:
     problem = _problem(x, cosine, sine, rotary, out)
     if problem is not None:
-        raise ValueError(f"rotate: {problem}")
+        raise ValueError(f"rerotate: {problem}")
 
 
 def _problem(x: Tensor, cosine: Tensor, sine: Tensor, rotary: Rotary, out: Tensor) -> str | None:
@@ -96,7 +96,7 @@ def _problem(x: Tensor, cosine: Tensor, sine: Tensor, rotary: Rotary, out: Tenso
         return f"x must be (batch, heads, tokens, head_dim), got {tuple(x.shape)}"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"x must be float32, bfloat16 or float16, got {x.dtype}"
-    table = (x.shape[-2], rotary.dim // 2)
+    table = (x.shape[-2], rotary.pairs)
     if not (cosine.shape == sine.shape == table and cosine.dtype == sine.dtype == torch.float32):
         return (
             f"tables must be float32 {table}, got {cosine.dtype} {tuple(cosine.shape)} and "
@@ -117,7 +117,7 @@ _NUMBERS = ["x_batch", "x_head", "x_token", "out_batch", "out_head", "out_token"
 
 
 @triton.jit(do_not_specialize=_NUMBERS)
-def _rotate(
+def _rerotate(
     x: tl.tensor,
     cosine: tl.tensor,
     sine: tl.tensor,
@@ -173,9 +173,9 @@ def _rotate(
             whole = inside & (d < 2 * pairs)
             both = tl.load(source + t * x_token + offset + d, mask=whole)  # (block_tokens, 2 * block_pairs)
             first, second = tl.split(tl.reshape(both.to(tl.float32), (block_tokens, block_pairs, 2)))
-            turned = tl.join(first * c - second * s, second * c + first * s)
-            turned = tl.reshape(turned, (block_tokens, 2 * block_pairs))
-            tl.store(target + t * out_token + offset + d, turned.to(out.dtype.element_ty), mask=whole)
+            rerotated = tl.join(first * c - second * s, second * c + first * s)
+            rerotated = tl.reshape(rerotated, (block_tokens, 2 * block_pairs))
+            tl.store(target + t * out_token + offset + d, rerotated.to(out.dtype.element_ty), mask=whole)
         else:
             here = source + t * x_token + offset + p
             there = target + t * out_token + offset + p

@@ -1,8 +1,8 @@
-"""The kernel of `hopper_between`: one warp loads tiles, a warp group turns queries, two more multiply.
+"""The kernel of `hopper_narrow`: one warp loads tiles, a warp group re-rotates queries, two more multiply.
 
-Written in Gluon, as `hopper_kernel`. A program has the heads that share a key head at a few consecutive positions. The
-two groups that multiply go through the tiles of all bands in one online softmax, each tile the turned keys of one band,
-while the third turns the queries for the next band.
+Written in Gluon, as `hopper_prefill_kernel`. A program has the heads that share a key head at a few consecutive
+positions. The two groups that multiply go through the tiles of all bands in one online softmax, each tile the
+re-rotated keys of one band, while the third re-rotates the queries for the next band.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from ropewalk.ops.triton.hopper_kernel import (
+from ropewalk.ops.triton.hopper_prefill_kernel import (
     TURN,
     acquire,
     maximum,
@@ -28,30 +28,31 @@ from ropewalk.ops.triton.hopper_kernel import (
     thread_sums,
     weights,
 )
-from ropewalk.ops.triton.turning import ROUNDER, TURNS_A_RADIAN, TWO_PI_HIGH, TWO_PI_LOW, TWO_PI_MIDDLE
+from ropewalk.ops.triton.primitives import COLUMNS, ROUNDER, TURNS_A_RADIAN, TWO_PI_HIGH, TWO_PI_LOW, TWO_PI_MIDDLE
 
 _LOG2_E = gl.constexpr(math.log2(math.e))
 
 # Columns of the table of tiles, int32: 0 where a tile's keys begin, counted from the program's first position; 1, 2
 # first and stop distance of its band; 3 the band's number; 4 the largest of column 0 from this tile on; 5 what leads
-# from a key to its slot among the turned ones, but for what depends on the chunk; and two more, so that rows align.
-COLUMNS = gl.constexpr(8)
+# from a key to its slot among the re-rotated ones, but for what depends on the chunk; and two more, so that rows align.
+TILE_COLUMNS = gl.constexpr(8)
 # Heads times positions of a warp group, and warp groups that multiply.
 ROWS = gl.constexpr(64)
 CONSUMERS = gl.constexpr(2)
-# Turned queries of a consumer in shared memory: those of one band, and those of the next one.
+# Re-rotated queries of a consumer in shared memory: those of one band, and those of the next one.
 _SLOTS = gl.constexpr(2)
-# Named barriers beside those of `hopper_kernel` for two stages, one for each of these slots: it may be overwritten.
+# Named barriers beside those of `hopper_prefill_kernel` for two stages, one for each of these slots: it may be
+# overwritten.
 _QUERIES_FREE = gl.constexpr(9)
-# Of a thread of a consumer, of the warp group that turns queries, and of the producer. The first consumer gets what the
-# others leave of 512, which is as much as the second one has.
+# Of a thread of a consumer, of the warp group that re-rotates queries, and of the producer. The first consumer gets
+# what the others leave of 512, which is as much as the second one has.
 _CONSUMER_REGISTERS = gl.constexpr(200)
-_TURNING_REGISTERS = gl.constexpr(88)
+_ROTATING_REGISTERS = gl.constexpr(88)
 _PRODUCER_REGISTERS = gl.constexpr(24)
 
 
 @gluon.constexpr_function
-def _turning_layout(HEADS, POSITIONS, D, both):
+def _rotating_layout(HEADS, POSITIONS, D, both):
     """The layout in which a thread holds the same pairs, eight, of several heads: (heads, positions, pairs), or with
     `both` all dimensions as (rows, D)."""
 
@@ -103,10 +104,10 @@ def _to_float32(x):
 
 
 @gluon.jit
-def _angle(mapped, true, frequency):
-    """As in `turning.turn`."""
-    to = _product(mapped, frequency)
-    come = _product(true, frequency)
+def _angle(to, come, frequency):
+    """As in `primitives.rerotate`."""
+    to = _product(to, frequency)
+    come = _product(come, frequency)
     angle = to - come
     lost = to - (angle + come)
     turns = gl.fma(angle, gl.full_like(angle, TURNS_A_RADIAN), gl.full_like(angle, ROUNDER))
@@ -117,45 +118,42 @@ def _angle(mapped, true, frequency):
 
 
 @gluon.jit
-def _turn_queries(
-    buffers, barriers, problem, band_table, positions, frequencies, capacity, bands,
+def _rerotate_queries(
+    buffers, barriers, problem, band_table, frequencies, bands,
     HEADS: gl.constexpr, POSITIONS: gl.constexpr, D: gl.constexpr,
 ):  # fmt: skip
-    """The part of the warp group that turns queries: for every band those of both consumers."""
+    """The part of the warp group that re-rotates queries: for every band those of both consumers."""
     raw_buffer, q_buffer, _, _ = buffers
     raw_full, _, q_full, _, _ = barriers
     _, begin = problem
     ROWS: gl.constexpr = HEADS * POSITIONS
-    LAYOUT: gl.constexpr = _turning_layout(HEADS, POSITIONS, D, False)
-    ROW_LAYOUT: gl.constexpr = _turning_layout(HEADS, POSITIONS, D, True)
+    LAYOUT: gl.constexpr = _rotating_layout(HEADS, POSITIONS, D, False)
+    ROW_LAYOUT: gl.constexpr = _rotating_layout(HEADS, POSITIONS, D, True)
     PLACES: gl.constexpr = gl.SliceLayout(0, LAYOUT)
     frequency = gl.load(frequencies + gl.arange(0, D // 2, gl.SliceLayout(0, PLACES)))[None, :]
     place = begin + gl.arange(0, POSITIONS, gl.SliceLayout(1, PLACES))
-    # Numbers from memory are asked for one round, addresses of them two rounds, before they are needed.
-    function = gl.load(band_table + 2)
-    mapped = gl.load(positions + function.to(gl.int64) * capacity + place, mask=place < capacity, other=0.0)
+    # Numbers from memory are asked for one round before they are needed.
+    size, shift = gl.load(band_table + 6), gl.load(band_table + 7)
     mbarrier.wait(raw_full, 0)
     for i in range(CONSUMERS * bands):
         band = i // CONSUMERS
         c = i % CONSUMERS
         slot = _SLOTS * c + band % _SLOTS
         tokens = place + c * POSITIONS
-        next_tokens = place + (i + 1) % CONSUMERS * POSITIONS
-        pointers = positions + function.to(gl.int64) * capacity + next_tokens
-        next_mapped = gl.load(pointers, mask=next_tokens < capacity, other=0.0)
-        function = gl.load(band_table + 4 * gl.minimum((i + 2) // CONSUMERS, bands - 1) + 2)
+        mapped = (tokens // size + shift).to(gl.float32)
+        next_numbers = band_table + COLUMNS * gl.minimum((i + 1) // CONSUMERS, bands - 1)
+        size, shift = gl.load(next_numbers + 6), gl.load(next_numbers + 7)
         angle = _angle(mapped[:, None], tokens.to(gl.float32)[:, None], frequency)
         cosine = _fast("cos.approx.ftz.f32 $0, $1;", angle)[None, :, :]
         sine = _fast("sin.approx.ftz.f32 $0, $1;", angle)[None, :, :]
-        mapped = next_mapped
         x = raw_buffer.index(c).reshape([ROWS, D]).load(ROW_LAYOUT)
         first, second = x.reshape([HEADS, POSITIONS, 2, D // 2]).permute([0, 1, 3, 2]).split()
         first = _to_float32(gl.convert_layout(first, LAYOUT, assert_trivial=True))
         second = _to_float32(gl.convert_layout(second, LAYOUT, assert_trivial=True))
         first, cosine = gl.broadcast(first, cosine)
-        turned_first = gl.fma(first, cosine, -(second * sine))
-        turned_second = gl.fma(second, cosine, first * sine)
-        x = gl.join(turned_first.to(x.dtype), turned_second.to(x.dtype)).permute([0, 1, 3, 2]).reshape([ROWS, D])
+        first_seen = gl.fma(first, cosine, -(second * sine))
+        second_seen = gl.fma(second, cosine, first * sine)
+        x = gl.join(first_seen.to(x.dtype), second_seen.to(x.dtype)).permute([0, 1, 3, 2]).reshape([ROWS, D])
         # The second slots first hold what the consumers begin with.
         if band > 0:
             named_barrier("sync", _QUERIES_FREE + slot, 256, 4)
@@ -188,9 +186,9 @@ def _produce(
     # Values are one tile behind: they are needed after the scores of the next one.
     before = 0
     for i in range(last + 2):
-        start = begin + gl.load(tiles + COLUMNS * i)
-        slot = start - chunk_begin + gl.load(tiles + COLUMNS * i + 5)
-        slot += gl.load(tiles + COLUMNS * i + 3) * (chunk - 1)
+        start = begin + gl.load(tiles + TILE_COLUMNS * i)
+        slot = start - chunk_begin + gl.load(tiles + TILE_COLUMNS * i + 5)
+        slot += gl.load(tiles + TILE_COLUMNS * i + 3) * (chunk - 1)
         if i <= last:
             if i >= STAGES:
                 acquire(i % STAGES, CONSUMERS)
@@ -210,7 +208,7 @@ def _produce(
 @gluon.jit
 def _tile(tiles, i):
     """Where the i-th tile begins, its band's first and stop distance, and its band."""
-    row = tiles + COLUMNS * i
+    row = tiles + TILE_COLUMNS * i
     return gl.load(row), gl.load(row + 1), gl.load(row + 2), gl.load(row + 3)
 
 
@@ -333,7 +331,7 @@ def _consume(
     o, p = warpgroup_mma_wait(0, deps=[o, p])
     total = gl.where(total > 0, total, 1.0)
     o = o * gl.convert_layout(1.0 / total, gl.SliceLayout(1, O_LAYOUT))[:, None]
-    # No one reads or turns this consumer's queries any more.
+    # No one reads or re-rotates this consumer's queries any more.
     staged = q_buffer.index(_SLOTS * c)
     staged.reshape([ROWS, D]).store(o.to(v_buffer.dtype))
     fence_async_shared()
@@ -341,10 +339,13 @@ def _consume(
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["past", "begin", "queries", "chunk", "all_tiles", "capacity", "groups"])
-def between(
-    q_desc, k_desc, v_desc, out_desc, lse, tiles, band_table, positions, frequencies,
-    past, begin, queries, chunk, all_tiles, capacity, groups, scale, lse_batch, lse_head, lse_token,
+_NUMBERS = ["past", "begin", "queries", "chunk", "all_tiles", "groups", "lse_batch", "lse_head", "lse_token"]
+
+
+@gluon.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=["lse"])
+def narrow(
+    q_desc, k_desc, v_desc, out_desc, lse, tiles, band_table, frequencies,
+    past, begin, queries, chunk, all_tiles, groups, scale, lse_batch, lse_head, lse_token,
     HEADS: gl.constexpr, POSITIONS: gl.constexpr, KEYS: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
     MOST_TILES: gl.constexpr,
 ):  # fmt: skip
@@ -356,9 +357,9 @@ def between(
     begin += gl.program_id(0) * (CONSUMERS * POSITIONS)
     # Tiles that hold keys of the text: farther ones come later.
     i = gl.arange(0, MOST_TILES, gl.BlockedLayout([MOST_TILES // 32], [32], [4], [0]))
-    reach = gl.load(tiles + COLUMNS * i + 4, mask=i < all_tiles, other=-(1 << 30))
+    reach = gl.load(tiles + TILE_COLUMNS * i + 4, mask=i < all_tiles, other=-(1 << 30))
     last = gl.sum((begin + reach + KEYS > 0).to(gl.int32), 0) - 1
-    bands = gl.load(tiles + COLUMNS * last + 3) + 1
+    bands = gl.load(tiles + TILE_COLUMNS * last + 3) + 1
 
     raw_buffer = gl.allocate_shared_memory(q_desc.dtype, [CONSUMERS, 1, 1, HEADS, POSITIONS, D], q_desc.layout)
     q_buffer = gl.allocate_shared_memory(q_desc.dtype, [_SLOTS * CONSUMERS, 1, 1, HEADS, POSITIONS, D], q_desc.layout)
@@ -400,9 +401,9 @@ def between(
                 ),
             ),
             (
-                _turn_queries,
+                _rerotate_queries,
                 (
-                    buffers, barriers, problem, band_table, positions, frequencies, capacity, bands,
+                    buffers, barriers, problem, band_table, frequencies, bands,
                     HEADS, POSITIONS, D,
                 ),
             ),
@@ -412,5 +413,5 @@ def between(
             ),
         ],
         [4, 4, 1],
-        [_CONSUMER_REGISTERS, _TURNING_REGISTERS, _PRODUCER_REGISTERS],
+        [_CONSUMER_REGISTERS, _ROTATING_REGISTERS, _PRODUCER_REGISTERS],
     )  # fmt: skip

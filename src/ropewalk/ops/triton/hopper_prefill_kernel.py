@@ -1,4 +1,4 @@
-"""The kernel of `hopper`: one warp loads tiles, two or three warp groups multiply them.
+"""The kernel of `hopper_prefill`: one warp loads tiles, two or three warp groups multiply them.
 
 Written in Gluon, which lets a kernel place its warps, barriers and asynchronous copies by hand. What a tile of queries
 sees, oldest key left (n: near, f: far, full tiles; d: the diagonal, e: the edge between the bands):
@@ -21,13 +21,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+# Farther than any key.
+_NO_END = gl.constexpr(2**31 - 1)
 _LN_2 = gl.constexpr(0.6931471805599453)
 
 # Named barriers of the hardware, of which there are 16. Triton takes the first ones, one for each part of the kernel.
 _FREE = gl.constexpr(5)  # and the following: one a slot of keys, then one a slot of values
 TURN = gl.constexpr(13)  # and the following: one a consumer
-# Farther than any key, and small enough to be subtracted from a position.
-FARTHEST = gl.constexpr(1 << 30)
 
 
 @gluon.constexpr_function
@@ -59,21 +59,53 @@ def acquire(slot, CONSUMERS: gl.constexpr):
 
 
 @gluon.jit
-def _tiles(first, queries, past, window, far_first, ROWS: gl.constexpr, KEYS: gl.constexpr):
-    """Tiles of keys that the queries `first .. first + ROWS - 1` see.
+def _edge(token, numbers, DIAGONAL: gl.constexpr):
+    """The key of an edge (`maps.edges.Edge`), whose back, block and cap `numbers` are, for the query at `token`."""
+    back, block, cap = numbers
+    key = gl.maximum(token - back, 0)
+    if not DIAGONAL:
+        key = gl.minimum(key // block * block, cap)
+    return key
+
+
+@gluon.jit
+def _limits(row, is_far, near_low, near_high, far_high, DIAGONAL: gl.constexpr):
+    """First key and end of what rows see through one band."""
+    if DIAGONAL:
+        low = _edge(row, (gl.where(is_far, _NO_END, near_low[0]), 1, 1), True)
+        high = _edge(row, (gl.where(is_far, far_high[0], near_high[0]), 1, 1), True)
+    else:
+        low = gl.where(is_far, 0, _edge(row, near_low, False))
+        high = gl.where(is_far, _edge(row, far_high, False), _edge(row, near_high, False))
+    return low, high
+
+
+@gluon.jit
+def _tiles(first, problem, ROWS: gl.constexpr, KEYS: gl.constexpr, DIAGONAL: gl.constexpr):
+    """Tiles of keys that the queries `first .. first + ROWS - 1` see. Of near ones there is always one.
 
     Returns:
         near_top, near_bottom: the last and the first tile with near keys. full_top, full_bottom: of those, the ones
         without a mask (full_top = full_bottom - 1 for none). far: tiles with far keys. far_full: those without a mask.
     """
+    queries, past, near_low, near_high, far_high = problem
     oldest = past + first
     newest = past + gl.minimum(first + ROWS, queries) - 1
-    near_top = newest // KEYS
-    near_bottom = gl.maximum(oldest - window + 1, 0) // KEYS
-    full_bottom = gl.maximum(oldest + ROWS - window + KEYS - 1, 0) // KEYS
-    full_top = gl.maximum((oldest + 1) // KEYS, full_bottom) - 1
-    far = gl.maximum(newest - far_first + KEYS, 0) // KEYS
-    far_full = gl.maximum(oldest - far_first + 1, 0) // KEYS
+    # Rows past the last query are masked like the others, so that a tile is full for them too.
+    last_row = oldest + ROWS - 1
+    near_bottom = _edge(oldest, near_low, DIAGONAL) // KEYS
+    full_bottom = (_edge(last_row, near_low, DIAGONAL) + KEYS - 1) // KEYS
+    if DIAGONAL:
+        near_top = newest // KEYS
+        full_top = gl.maximum((oldest + 1) // KEYS, full_bottom) - 1
+    else:
+        near_top = (gl.maximum(_edge(newest, near_high, DIAGONAL), 1) - 1) // KEYS
+        near_bottom = gl.minimum(near_bottom, near_top)
+        # The first tile that is taken, the top one, is always masked.
+        full_bottom = gl.minimum(full_bottom, near_top)
+        full_top = gl.maximum(gl.minimum(_edge(oldest, near_high, DIAGONAL) // KEYS, near_top), full_bottom) - 1
+    far = (_edge(newest, far_high, DIAGONAL) + KEYS - 1) // KEYS
+    far_full = _edge(oldest, far_high, DIAGONAL) // KEYS
     return near_top, near_bottom, full_top, full_bottom, far, far_full
 
 
@@ -114,6 +146,7 @@ def _load_value(i, desc, v_buffer, v_full, b, h, j, KEYS: gl.constexpr, STAGES: 
 @gluon.jit
 def _produce(
     descriptors, work, ROWS: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
+    DIAGONAL: gl.constexpr,
 ):  # fmt: skip
     """The producer's part: one warp that keeps the buffers full."""
     q_desc, far_q_desc, k_desc, far_k_desc, v_desc = descriptors
@@ -121,9 +154,8 @@ def _produce(
     q_buffer, k_buffer, v_buffer = buffers
     q_full, far_q_full, k_full, v_full = barriers
     b, h, key_head, first = place
-    queries, past, window, far_first = problem
     near_top, near_bottom, full_top, full_bottom, far, far_full = _tiles(
-        first, queries, past, window, far_first, ROWS * CONSUMERS, KEYS
+        first, problem, ROWS * CONSUMERS, KEYS, DIAGONAL
     )
     mbarrier.expect(q_full, CONSUMERS * q_desc.block_type.nbytes)
     for c in gl.static_range(CONSUMERS):
@@ -174,13 +206,12 @@ def _scores(
 
 
 @gluon.jit
-def _mask(s, row, j, low, high, KEYS: gl.constexpr, LAYOUT: gl.constexpr):
-    """The scores of keys at a distance from `low` to `high - 1` (None: any); the others are no longer seen."""
+def _mask(s, low, high, j, KEYS: gl.constexpr, LAYOUT: gl.constexpr):
+    """The scores of keys from `low` (None: any) to `high - 1` of each row; the others are no longer seen."""
     column = gl.arange(0, KEYS, gl.SliceLayout(0, LAYOUT))
-    here = row - j * KEYS
-    s = gl.where(column[None, :] <= (here - low)[:, None], s, float("-inf"))
-    if high is not None:
-        s = gl.where(column[None, :] > (here - high)[:, None], s, float("-inf"))
+    s = gl.where(column[None, :] < (high - j * KEYS)[:, None], s, float("-inf"))
+    if low is not None:
+        s = gl.where(column[None, :] >= (low - j * KEYS)[:, None], s, float("-inf"))
     return s
 
 
@@ -211,7 +242,7 @@ def weights(s, m, m_new, l, scale, MASKED: gl.constexpr):
 
 @gluon.jit
 def _step(
-    i, last, j, buffers, barriers, p, m, l, alpha, o, row, low, high, scale, slot, c: gl.constexpr,
+    i, last, j, buffers, barriers, p, m, l, alpha, o, low, high, scale, slot, c: gl.constexpr,
     MASKED: gl.constexpr, S_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr,
     ROWS: gl.constexpr, KEYS: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
 ):  # fmt: skip
@@ -232,7 +263,7 @@ def _step(
     if i + STAGES <= last:
         release(i % STAGES, CONSUMERS)
     if MASKED:
-        s = _mask(s, row, j, low, high, KEYS, S_LAYOUT)
+        s = _mask(s, low, high, j, KEYS, S_LAYOUT)
     m_new = maximum(s, m, scale)
     # The product reads the old weights until here: then the new ones can take their registers.
     o, p = warpgroup_mma_wait(0, deps=[o, p])
@@ -249,18 +280,19 @@ def _step(
 def _consume(
     c: gl.constexpr, out_desc, lse, heads, scale, work,
     ROWS: gl.constexpr, KEYS: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
+    DIAGONAL: gl.constexpr,
 ):  # fmt: skip
     """A consumer's part: one warp group with `ROWS` queries."""
     buffers, barriers, place, problem = work
     q_buffer, k_buffer, v_buffer = buffers
     q_full, far_q_full, k_full, v_full = barriers
     b, h, _, first = place
-    queries, past, window, far_first = problem
+    queries, past, near_low, near_high, far_high = problem
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, O_LAYOUT, 2)
     near_top, near_bottom, full_top, full_bottom, far, far_full = _tiles(
-        first, queries, past, window, far_first, ROWS * CONSUMERS, KEYS
+        first, problem, ROWS * CONSUMERS, KEYS, DIAGONAL
     )
     masked = near_top - near_bottom + 1 - (full_top - full_bottom + 1) + far - far_full
     last = near_top - near_bottom + far
@@ -276,8 +308,12 @@ def _consume(
     s = warpgroup_mma_wait(0, deps=[s])
     if last >= STAGES:
         release(0, CONSUMERS)
-    # The window is no smaller than a tile: it hides nothing of the newest one.
-    s = _mask(s, row, near_top, 0, None, KEYS, S_LAYOUT)
+    if DIAGONAL:
+        # The window is no smaller than a tile: it hides nothing of the newest one.
+        s = _mask(s, None, row + 1, near_top, KEYS, S_LAYOUT)
+    else:
+        high = _edge(row, near_high, DIAGONAL)
+        s = _mask(s, _edge(row, near_low, DIAGONAL), high, near_top, KEYS, S_LAYOUT)
     m_new = maximum(s, m, scale)
     x, l, alpha = weights(s, m, m_new, l, scale, True)
     m = m_new
@@ -290,17 +326,16 @@ def _consume(
         named_barrier("arrive", TURN, 256, 4)
     for i in range(1, masked):
         j, is_far = _masked_tile(i, near_top, near_bottom, full_top, full_bottom, far)
-        low = gl.where(is_far, far_first, 0)
-        high = gl.where(is_far, FARTHEST, window)
+        low, high = _limits(row, is_far, near_low, near_high, far_high, DIAGONAL)
         p, m, l, alpha, o = _step(
-            i, last, j, buffers, barriers, p, m, l, alpha, o, row, low, high, scale,
+            i, last, j, buffers, barriers, p, m, l, alpha, o, low, high, scale,
             c + CONSUMERS * is_far.to(gl.int32), c,
             True, S_LAYOUT, P_LAYOUT, ROWS, KEYS, D, STAGES, CONSUMERS,
         )  # fmt: skip
     for i in range(masked, last + 1):
         _, is_far = _full_tile(i - masked, full_top, full_bottom, far_full)
         p, m, l, alpha, o = _step(
-            i, last, 0, buffers, barriers, p, m, l, alpha, o, row, 0, None, scale,
+            i, last, 0, buffers, barriers, p, m, l, alpha, o, None, 0, scale,
             c + CONSUMERS * is_far.to(gl.int32), c,
             False, S_LAYOUT, P_LAYOUT, ROWS, KEYS, D, STAGES, CONSUMERS,
         )  # fmt: skip
@@ -311,6 +346,8 @@ def _consume(
         named_barrier("sync", TURN, 256, 4)
     total = gl.convert_layout(gl.sum(l, 1), gl.SliceLayout(1, S_LAYOUT))
     o, p = warpgroup_mma_wait(0, deps=[o, p])
+    if not DIAGONAL:
+        total = gl.where(total > 0, total, 1.0)  # a query that sees no key: zeros, and -inf as it is in m
     o = o * gl.convert_layout(1.0 / total, gl.SliceLayout(1, O_LAYOUT))[:, None]
     # No one reads this consumer's near queries any more.
     staged = q_buffer.index(c)
@@ -323,11 +360,17 @@ def _consume(
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["heads", "groups", "queries", "past", "window", "far_first"])
+_EDGES = [f"{edge}_{of}" for edge in ("near_low", "near_high", "far_high") for of in ("back", "block", "cap")]
+
+
+@gluon.jit(do_not_specialize=["heads", "groups", "queries", "past", *_EDGES])
 def banded(
     q_desc, far_q_desc, k_desc, far_k_desc, v_desc, out_desc, lse,
-    heads, groups, queries, past, window, far_first, scale,
+    heads, groups, queries, past,
+    near_low_back, near_low_block, near_low_cap, near_high_back, near_high_block, near_high_cap,
+    far_high_back, far_high_block, far_high_cap, scale,
     ROWS: gl.constexpr, KEYS: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, CONSUMERS: gl.constexpr,
+    DIAGONAL: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     # The heads that share keys are next to each other, and the queries with most keys come first.
@@ -353,13 +396,16 @@ def banded(
     descriptors = (q_desc, far_q_desc, k_desc, far_k_desc, v_desc)
     buffers = (q_buffer, k_buffer, v_buffer)
     barriers = (q_full, far_q_full, k_full, v_full)
-    work = (buffers, barriers, (b, h, key_head, first), (queries, past, window, far_first))
+    near_low = (near_low_back, near_low_block, near_low_cap)
+    near_high = (near_high_back, near_high_block, near_high_cap)
+    far_high = (far_high_back, far_high_block, far_high_cap)
+    work = (buffers, barriers, (b, h, key_head, first), (queries, past, near_low, near_high, far_high))
     if CONSUMERS == 2:
         gl.warp_specialize(
             [
-                (_consume, (0, out_desc, lse, heads, scale, work, ROWS, KEYS, D, STAGES, CONSUMERS)),
-                (_consume, (1, out_desc, lse, heads, scale, work, ROWS, KEYS, D, STAGES, CONSUMERS)),
-                (_produce, (descriptors, work, ROWS, KEYS, STAGES, CONSUMERS)),
+                (_consume, (0, out_desc, lse, heads, scale, work, ROWS, KEYS, D, STAGES, CONSUMERS, DIAGONAL)),
+                (_consume, (1, out_desc, lse, heads, scale, work, ROWS, KEYS, D, STAGES, CONSUMERS, DIAGONAL)),
+                (_produce, (descriptors, work, ROWS, KEYS, STAGES, CONSUMERS, DIAGONAL)),
             ],
             [4, 1],
             [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
@@ -368,10 +414,10 @@ def banded(
         gl.static_assert(CONSUMERS == 3)
         gl.warp_specialize(
             [
-                (_consume, (0, out_desc, lse, heads, scale, work, ROWS, KEYS, D, STAGES, CONSUMERS)),
-                (_consume, (1, out_desc, lse, heads, scale, work, ROWS, KEYS, D, STAGES, CONSUMERS)),
-                (_consume, (2, out_desc, lse, heads, scale, work, ROWS, KEYS, D, STAGES, CONSUMERS)),
-                (_produce, (descriptors, work, ROWS, KEYS, STAGES, CONSUMERS)),
+                (_consume, (0, out_desc, lse, heads, scale, work, ROWS, KEYS, D, STAGES, CONSUMERS, DIAGONAL)),
+                (_consume, (1, out_desc, lse, heads, scale, work, ROWS, KEYS, D, STAGES, CONSUMERS, DIAGONAL)),
+                (_consume, (2, out_desc, lse, heads, scale, work, ROWS, KEYS, D, STAGES, CONSUMERS, DIAGONAL)),
+                (_produce, (descriptors, work, ROWS, KEYS, STAGES, CONSUMERS, DIAGONAL)),
             ],
             [4, 4, 1],
             [CONSUMER_REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS],

@@ -62,21 +62,23 @@ def tensors(batch, heads, key_heads, queries, keys, head_dim, dtype, unseen):
     ids=["whole", "chunks", "past", "narrow", "one key"],
 )
 def test_equals_the_portable_kernel(heads, key_heads, head_dim, dtype, batch, queries, keys, bands, chunk, unseen):
-    from ropewalk.ops.triton import between as portable
-    from ropewalk.ops.triton import hopper_between as hopper
+    from ropewalk.ops.triton import hopper_narrow as hopper
+    from ropewalk.ops.triton import narrow as portable
+    from ropewalk.ops.triton.narrow_keys import Narrow
 
     torch.manual_seed(0)
     query, key, value, memory, lse = tensors(batch, heads, key_heads, queries, keys, head_dim, dtype, unseen)
     rotary = Rotary(1e4 ** -(torch.arange(0, head_dim, 2, device="cuda") / head_dim))
     results = []
     for kernel in (hopper, hopper, portable):
-        # What is turned for the bands gets memory that holds NaN.
+        # What is re-rotated for the bands gets memory that holds NaN.
         poison = torch.full((300 << 20,), torch.nan, device="cuda", dtype=torch.bfloat16)
         del poison
         mine = memory.clone()
         output = mine[:, :queries].transpose(1, 2)
-        assert kernel is portable or hopper.lacks(query, key, value, output, rotary, None) is None
-        kernel.between(query, key, value, bands, rotary, output, lse, head_dim**-0.5, chunk=chunk)
+        work = Narrow(query, key, value, bands, rotary, output, lse, head_dim**-0.5)
+        assert kernel is portable or hopper.lacks(work) is None
+        kernel.attend(work, chunk=chunk)
         results.append(mine)
     first, second, expected = results
     assert torch.equal(first, second)

@@ -1,8 +1,10 @@
-"""Fused two-band attention for Hopper GPUs, at the speed of the fastest plain attention there; see `hopper_kernel`."""
+"""Attention to one or two bands on Hopper GPUs, at the speed of the fastest plain attention there.
+
+The kernel is in `hopper_prefill_kernel`.
+"""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -11,12 +13,15 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from ropewalk.ops.triton import hopper_kernel
+from ropewalk.maps.edges import BEGINNING
+from ropewalk.ops.triton import hopper_prefill_kernel
+from ropewalk.ops.triton.banded import Banded
 from ropewalk.ops.triton.launch import Launch, multiples_of_16
+from ropewalk.ops.triton.primitives import LOG2_E
+from ropewalk.ops.triton.tables import edge_numbers
 from ropewalk.ops.triton.tuned import tuned
 
 _DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
-_FARTHEST = hopper_kernel.FARTHEST.value
 
 
 @dataclass(frozen=True)
@@ -43,23 +48,29 @@ class HopperConfig:
 @cache
 def default_config(head_dim: int, dtype: torch.dtype, device: torch.device) -> HopperConfig:
     """The tiles measured best on this GPU."""
-    return HopperConfig(**tuned("hopper", head_dim, dtype.itemsize, device))
+    return HopperConfig(**tuned("hopper_prefill", head_dim, dtype.itemsize, device))
 
 
 _HEAD_DIMS = (64, 128)
-# No configuration takes narrower tiles of keys, and a neighbor window must hold one.
+# No configuration takes narrower tiles of keys, and a diagonal window must hold one.
 _TILE = 128
 
 
-def lacks(query: Tensor, key: Tensor, value: Tensor, far_key: Tensor | None, window: int | None) -> str | None:
-    """What a call on a Hopper GPU needs that `banded` does not have; None if it has all."""
-    if query.dtype not in (torch.bfloat16, torch.float16):
+def lacks(banded: Banded) -> str | None:
+    """What a call on a Hopper GPU needs that `attend` does not have; None if it has all."""
+    query = banded.query
+    if query.dtype not in _DTYPES:
         return f"{query.dtype}"
     if query.shape[-1] not in _HEAD_DIMS:
         return f"head dimension {query.shape[-1]}"
-    if window is not None and window < _TILE:
-        return f"a neighbor window of {window} tokens, less than a tile"
-    if any(x is not None and not can_be_described(x) for x in (query, key, value, far_key)):
+    if banded.softcap is not None or banded.sinks is not None:
+        return "softcap or sinks"
+    if not query.numel():
+        return "no queries"
+    if banded.is_diagonal and not banded.near_low.is_beginning and banded.near_low.back < _TILE - 1:
+        return f"a neighbor window of {banded.near_low.back + 1} tokens, less than a tile"
+    tensors = query, banded.key, banded.value, banded.far_key, banded.far_query
+    if any(x is not None and not can_be_described(x) for x in tensors):
         return "tensors whose rows do not begin at multiples of 16 bytes"
     return None
 
@@ -71,49 +82,27 @@ def can_be_described(x: Tensor) -> bool:
     return last == 1 and multiples_of_16((x.data_ptr(), *[stride * size for stride in strides]))
 
 
-def banded(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    far_query: Tensor | None,
-    far_key: Tensor | None,
-    scale: float,
-    window: int | None,
-    far_first: int | None = None,
-    return_lse: bool = False,
-    config: HopperConfig | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Attention over a near and a far band, as `ropewalk.ops.triton.prefill.banded`, for what `lacks` finds nothing in.
-
-    Args:
-        query, far_query: (batch, heads, queries, head_dim), bfloat16 or float16, the last query beside the last key.
-        key, value: (batch, key heads, keys, head_dim).
-        far_key: (batch, key heads, at least keys - far_first, head_dim).
-        window: keys at a distance less than this are scored with query and key; None for all.
-        far_first: keys at this distance or more are scored with far_query and far_key; by default `window`.
-        return_lse: also return the log-sum-exp of the scores, float32, (batch, heads, queries).
+def attend(banded: Banded, config: HopperConfig | None = None) -> tuple[Tensor, Tensor | None]:
+    """As `ropewalk.ops.triton.prefill.attend`, for what `lacks` finds nothing in.
 
     Returns:
-        (batch, heads, queries, head_dim), in memory as (batch, queries, heads, head_dim).
+        (batch, heads, queries, head_dim), in memory as (batch, queries, heads, head_dim); the log-sum-exp if wanted.
     """
+    query, key, value = banded.query, banded.key, banded.value
     config = config or default_config(query.shape[-1], query.dtype, query.device)
     batch, heads, queries, head_dim = query.shape
     key_heads, keys = key.shape[1:3]
     groups = heads // key_heads
     # Memory as transformers wants it next, so that nothing is copied there.
     out = torch.empty(batch, queries, heads, head_dim, dtype=query.dtype, device=query.device).transpose(1, 2)
-    lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=query.device) if return_lse else None
-    if window is None:
-        window = _FARTHEST
-    if far_query is None or far_key is None or not far_key.shape[2]:
-        far_query, far_key, far_first = query, key, _FARTHEST
-    elif far_first is None:
-        far_first = window
+    lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=query.device) if banded.return_lse else None
+    far_query, far_key, far_high = banded.far_query, banded.far_key, banded.far_high
+    if far_query is None or far_key is None or not banded.has_far:
+        far_query, far_key, far_high = query, key, BEGINNING
     tiles = -(-queries // (config.rows * config.consumers))
-    launch = _launch(config, head_dim, query.dtype, query.device, return_lse)
+    launch = _launch(config, head_dim, query.dtype, query.device, banded.return_lse, banded.is_diagonal)
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
-        launch(
-            (tiles * groups, key_heads, batch),
+        launch[tiles * groups, key_heads, batch](
             descriptor(query, config.rows),
             descriptor(far_query, config.rows),
             descriptor(key, config.keys),
@@ -125,15 +114,19 @@ def banded(
             groups,
             queries,
             keys - queries,
-            min(window, _FARTHEST),
-            min(far_first, _FARTHEST),
-            scale * math.log2(math.e),
+            *edge_numbers(banded.near_low),
+            *edge_numbers(banded.near_high),
+            *edge_numbers(far_high),
+            banded.scale * LOG2_E.value,
+            *launch.constants,
         )
-    return out if lse is None else (out, lse)
+    return out, lse
 
 
 @cache
-def _launch(config: HopperConfig, head_dim: int, dtype: torch.dtype, device: torch.device, return_lse: bool) -> Launch:
+def _launch(
+    config: HopperConfig, head_dim: int, dtype: torch.dtype, device: torch.device, return_lse: bool, diagonal: bool
+) -> Launch:
     """Calls that differ in these arguments need launches of their own."""
     consumer_registers, producer_registers = config.registers
     constants = {
@@ -142,10 +135,11 @@ def _launch(config: HopperConfig, head_dim: int, dtype: torch.dtype, device: tor
         "D": head_dim,
         "STAGES": config.stages,
         "CONSUMERS": config.consumers,
+        "DIAGONAL": diagonal,
         "CONSUMER_REGISTERS": consumer_registers,
         "PRODUCER_REGISTERS": producer_registers,
     }
-    return Launch(hopper_kernel.banded, constants, {"num_warps": 4})
+    return Launch(hopper_prefill_kernel.banded, constants, {"num_warps": 4})
 
 
 def descriptor(x: Tensor, *block: int) -> TensorDescriptor:

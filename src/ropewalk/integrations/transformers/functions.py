@@ -1,0 +1,132 @@
+"""The attention and mask functions that transformers calls on an extended model.
+
+transformers hands every attention call to a registered function, with query and key already rotated at their true
+positions and the key as the cache holds it. The mask function gives it a `Layout` instead of a matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache
+
+from ropewalk.integrations.transformers import compiled, probe
+from ropewalk.integrations.transformers.plan import PLAN, LayerPlan
+from ropewalk.ops.implementations import choose, run
+from ropewalk.ops.layout import Layout, Step
+
+# Names with "flash", "sdpa" or a slash would set off transformers' own loaders and checks.
+NAME = "ropewalk"
+
+
+class LayoutMask(Layout):
+    """A layout where transformers expects a mask: for static caches, `generate` makes it ahead of the forward pass."""
+
+    ndim = 4  # as masks that are prepared have
+
+    def contiguous(self) -> LayoutMask:
+        """Itself."""
+        return self
+
+
+def register_functions() -> None:
+    """Makes the functions known to transformers. Both are needed: without the second, masks would silently be None."""
+    AttentionInterface.register(NAME, attention_forward)
+    AttentionMaskInterface.register(NAME, layout_mask)
+
+
+def layout_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] | None = None,
+    attention_mask: Tensor | LayoutMask | None = None,
+    **kwargs: Any,
+) -> LayoutMask:
+    """Mask function in transformers' sense; see `transformers.masking_utils.sdpa_mask` for the arguments."""
+    if isinstance(attention_mask, LayoutMask):
+        return attention_mask
+    probe.check_mask(mask_function, kwargs)
+    query_start: Tensor | None = None
+    if isinstance(q_offset, Tensor):
+        # A static cache's own counter, which moves on before the attention is computed.
+        query_start = q_offset.clone() - kv_offset
+    else:
+        if q_offset - kv_offset + q_length != kv_length:
+            # A tensor too, or a compiled graph would hold for this one step.
+            query_start = torch.tensor(q_offset - kv_offset)
+        if attention_mask is not None and attention_mask.shape[1] < q_offset + q_length:
+            raise ValueError(
+                f"attention_mask has {attention_mask.shape[1]} columns, and there are {q_offset + q_length} tokens, "
+                "those in the cache included: every one needs a column"
+            )
+    key_mask = None if attention_mask is None else attention_mask[:, kv_offset : kv_offset + kv_length]
+    if key_mask is not None and isinstance(q_offset, Tensor):
+        # A shape that grows would be a new graph at every step.
+        key_mask = nn.functional.pad(key_mask, (0, kv_length - key_mask.shape[1]))
+    return LayoutMask(q_length, kv_length, query_start, key_mask)
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Layout | Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    cache: Cache | None = None,
+    output_attentions: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention function in transformers' sense: query (batch, heads, queries, head_dim), returns (batch, queries,
+    heads, value_dim) and no weights."""
+    plan: LayerPlan | None = getattr(module, PLAN, None)
+    if plan is None:
+        raise RuntimeError(f"{type(module).__name__} was not part of the model when it was extended: extend it again")
+    if dropout:
+        raise ValueError(f"attention dropout of {dropout} is not supported on an extended model: call model.eval()")
+    if cache is not None:
+        raise ValueError("paged caches (continuous batching) are not supported on an extended model")
+    if output_attentions:
+        raise ValueError("output_attentions=True is not supported on an extended model, which never holds the weights")
+    if isinstance(attention_mask, Tensor):
+        raise ValueError(
+            f"an extended model takes a 2-D attention mask (batch, tokens), got shape {tuple(attention_mask.shape)}"
+        )
+    layout = attention_mask or Layout(query.shape[2], key.shape[2])
+    if not torch.compiler.is_compiling():
+        far_keys = None if plan.far_keys is None else plan.far_keys.view(query, key, value, layout)
+        call = plan.call(query, key, value, layout, s_aux, scaling, softcap, far_keys)
+        name = choose(call, plan.impl)
+        plan.check(call, name, position_ids)
+        output: Tensor = run(call, name)
+    else:
+        query_start = layout.query_start
+        if query_start is not None:
+            query_start = torch.as_tensor(query_start, device=query.device)
+        if plan.takes_step(plan.call(query, key, value, None, s_aux, scaling, softcap)):
+            if layout.traced_slots is None and not (query_start is None and layout.key_mask is None):
+                layout.traced_slots = compiled.step_slots(query_start, layout.key_mask, query.shape[0], key.shape[2])
+            lengths, first_slots = layout.traced_slots or (None, None)
+            step = Step(lengths, first_slots, None)
+            if plan.query_scaling is not None:
+                factors = plan.query_scaling(step.positions(key.shape[2], query.device))
+                query = query * factors.to(query.dtype)[:, None, None, None]
+            output = compiled.extended_step(
+                query, key, value, step.lengths, step.first_slots, s_aux, scaling, softcap, plan.handle
+            )
+        else:
+            output = compiled.extended_attention(
+                query, key, value, query_start, layout.key_mask, position_ids, s_aux, scaling, softcap, plan.handle
+            )
+    return output.transpose(1, 2).contiguous(), None

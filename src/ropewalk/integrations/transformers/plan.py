@@ -1,0 +1,135 @@
+"""How one attention module computes while its model is extended."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakValueDictionary
+
+from torch import Tensor
+
+from ropewalk.integrations.transformers.far_keys import FarKeys
+from ropewalk.integrations.transformers.limits import Limits
+from ropewalk.maps import PositionMap
+from ropewalk.maps.query_scaling import QueryScaling
+from ropewalk.ops.call import Call, check, check_start
+from ropewalk.ops.fused import kernels_lack
+from ropewalk.ops.implementations import Implementation, step_of
+from ropewalk.ops.layout import Layout, Slots, Span
+from ropewalk.ops.rotary import Rotary
+
+# The attribute of an extended model's attention modules; gone after restore.
+PLAN = "ropewalk_plan"
+
+# By what stands for a plan in a compiled graph, whose operators take no objects.
+plans: WeakValueDictionary[int, LayerPlan] = WeakValueDictionary()
+_handles = itertools.count(1)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerPlan:
+    """How one attention module computes while its model is extended. A copy is a plan of its own.
+
+    Args:
+        limits: lengths to check; None for a layer that is left alone.
+        far_keys: keeps the far view of the layer's keys; None to turn them at every call.
+    """
+
+    position_map: PositionMap
+    rotary: Rotary | None
+    query_scaling: QueryScaling | None
+    impl: Implementation
+    limits: Limits | None
+    far_keys: FarKeys | None = None
+    # Its key in `plans`.
+    handle: int = field(init=False)
+    # The rotary embedding as the operator wants it, which keeps tables in it.
+    _rotary: Rotary = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_rotary", Rotary.none() if self.rotary is None else self.rotary)
+        object.__setattr__(self, "handle", next(_handles))
+        plans[self.handle] = self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LayerPlan, (self.position_map, self.rotary, self.query_scaling, self.impl, self.limits, self.far_keys)
+
+    def call(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layout: Layout | None,
+        sinks: Tensor | None,
+        scale: float | None,
+        softcap: float | None,
+        far_keys: Tensor | None = None,
+    ) -> Call:
+        """What the operator is asked by one call of the module."""
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        return Call(
+            query,
+            key,
+            value,
+            self.position_map,
+            self._rotary,
+            layout,
+            scale,
+            softcap,
+            sinks,
+            self.query_scaling,
+            far_keys,
+        )
+
+    def check(self, call: Call, name: str, position_ids: Tensor | None) -> None:
+        """Refuses what the module may ask for and the plan does not take, before the implementation `name` runs it.
+
+        Raises:
+            LengthError: the text is past eq. 4.
+            ValueError: positions do not count tokens one by one, or an argument of the operator does not fit.
+        """
+        step = step_of(call, name)
+        if step is not None:
+            # One token without gaps has no positions to compare, and what `check` would look at is as the model made it:
+            # there are microseconds to spare.
+            if self.limits is not None:
+                self.limits.check_step(step, call.key.shape[2])
+            return
+        assert call.layout is not None
+        check(call)
+        check_start(call.layout)
+        if self.limits is not None:
+            batch = call.query.shape[0]
+            spans = call.layout.spans(batch)
+            self.limits.check(max((_count(span.keys) for span in spans), default=0))
+            if position_ids is not None and not call.layout.positions_checked:
+                call.layout.positions_checked = True
+                _check_positions(spans, position_ids.expand(batch, -1))
+
+    def takes_step(self, call: Call) -> bool:
+        """Whether a call that is traced is one token a row that the decode kernel takes."""
+        wanted = self.impl == "fused" or (self.impl == "auto" and call.query.device.type == "cuda")
+        return wanted and call.query.shape[2] == 1 and kernels_lack(call) is None
+
+
+def _count(slots: Slots) -> int:
+    return slots.stop - slots.start if isinstance(slots, slice) else len(slots)
+
+
+def _check_positions(spans: tuple[Span, ...], position_ids: Tensor) -> None:
+    """Each row's positions must count its tokens one by one, from wherever."""
+    for span in spans:
+        # Slots without a token lie between the keys: positions that follow the slots would count them.
+        has_gaps = isinstance(span.keys, Tensor)
+        if _count(span.queries) == 1 and not has_gaps:
+            continue
+        positions = position_ids[span.rows][:, span.queries]
+        fits = bool((positions.diff(dim=1) == 1).all())
+        if has_gaps:
+            fits &= bool((positions[:, 0] == _count(span.keys) - _count(span.queries)).all())
+        if not fits:
+            raise ValueError(
+                "position_ids must count the tokens of each row one by one on an extended model (packed sequences and "
+                f"attention masks whose gaps are counted are not supported), got {positions.tolist()[0][:16]} ..."
+            )

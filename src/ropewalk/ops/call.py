@@ -1,0 +1,314 @@
+"""One call of the operator as a value, and the one place where its arguments are checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ropewalk.maps import PositionMap
+from ropewalk.maps.query_scaling import QueryScaling
+from ropewalk.ops.layout import Layout, Slots, Span
+from ropewalk.ops.rotary import Rotary, far_band
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# A sink past this weighs as if it were infinite, and its products do not overflow.
+LARGEST_SINK = 1e38
+
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
+
+
+@dataclass(frozen=True, eq=False)
+class Positions:
+    """True positions of tokens, where they are not the indices of their slots: a cache whose slots were thinned out, or
+    the axes of an image (M-RoPE). A query sees no later slot.
+
+    Args:
+        queries, keys: int64, (batch, slots), or (batch, slots, pairs) where the pairs of dimensions of a token were
+            rotated at positions of their own; the first pair's then decides what is near and far.
+    """
+
+    queries: Tensor
+    keys: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Pages:
+    """Where several texts of different lengths have their keys, in pages that they share one store of.
+
+    Key and value are then (pages, key heads, slots of a page, head_dim), and query (1, heads, queries of all texts,
+    head_dim), one text's after the other's.
+
+    Args:
+        table: int32 or int64, (texts, pages): the pages of a text, in order; entries past its length are not read.
+        lengths: likewise, (texts,): tokens of a text, those of the queries included, which are its last.
+        query_starts: likewise, (texts + 1,): the first query of each text, and the end of the last one's.
+    """
+
+    table: Tensor
+    lengths: Tensor
+    query_starts: Tensor
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """What the operator is asked: the arguments of `ropewalk.ops.attention`, which describes them. Not to be changed.
+
+    Args:
+        layout: None where every slot holds a token and the queries are the last keys.
+        head_maps: instead of `position_map`, one for each key head.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    position_map: PositionMap
+    rotary: Rotary
+    layout: Layout | None
+    scale: float
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    query_scaling: QueryScaling | None = None
+    far_keys: Tensor | None = None
+    head_maps: tuple[PositionMap, ...] | None = None
+    positions: Positions | None = None
+    slopes: Tensor | None = None
+    pages: Pages | None = None
+    key_scale: Tensor | None = None
+    value_scale: Tensor | None = None
+
+    @property
+    def past(self) -> int:
+        """Keys before the first query, where there is no layout."""
+        return self.key.shape[2] - self.query.shape[2]
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether a backward pass may follow."""
+        return torch.is_grad_enabled() and any(
+            x is not None and x.requires_grad for x in (self.query, self.key, self.value, self.sinks, self.slopes)
+        )
+
+    def extra(self) -> str | None:
+        """What the call has that only some implementations know; None if nothing."""
+        if self.pages is not None:
+            return "pages"
+        if self.positions is not None:
+            return "positions of tokens"
+        if self.slopes is not None:
+            return "slopes (ALiBi)"
+        if self.key_scale is not None or self.value_scale is not None:
+            return "keys and values with scales"
+        if self.head_maps is not None and len(set(self.head_maps)) > 1:
+            return "maps that differ by head"
+        return "positions that differ by rotary dimension" if self.position_map.by_pair else None
+
+    def parts(self) -> Iterator[tuple[Span, Call]]:
+        """Calls without a layout and without query scaling, each of some rows whose tokens lie in the same slots."""
+        if self.layout is None:
+            rows = Span(slice(0, self.query.shape[0]), slice(0, self.query.shape[2]), slice(0, self.key.shape[2]))
+            yield rows, self._scaled()
+            return
+        for span in self.layout.spans(self.query.shape[0]):
+            far = self.far_keys
+            positions = self.positions
+            part = replace(
+                self,
+                query=_take(self.query, span.rows, span.queries),
+                key=_take(self.key, span.rows, span.keys),
+                value=_take(self.value, span.rows, span.keys),
+                layout=None,
+                far_keys=None if far is None else _take(far, span.rows, _before(span.keys, far.shape[2])),
+                positions=positions
+                and Positions(positions.queries[span.rows][:, span.queries], positions.keys[span.rows][:, span.keys]),
+                key_scale=_taken_scale(self.key_scale, self.key, span),
+                value_scale=_taken_scale(self.value_scale, self.value, span),
+            )
+            yield span, part._scaled()
+
+    def _scaled(self) -> Call:
+        if self.query_scaling is None:
+            return self
+        if self.positions is None:
+            tokens = torch.arange(self.past, self.key.shape[2], device=self.query.device)
+        else:
+            tokens = self.positions.queries[:, None]
+            tokens = tokens[..., 0] if self.positions.queries.ndim == 3 else tokens
+        factors = self.query_scaling(tokens).to(self.query.dtype)[..., None]
+        return replace(self, query=self.query * factors, query_scaling=None)
+
+
+def device_lacks(device: torch.device) -> str | None:
+    """What a device needs to be right under a map, and has not; None where nothing is known to be missing."""
+    if device.type == "mps" or (device.type == "xpu" and not torch.xpu.get_device_properties(device).has_fp64):
+        return f"device {device.type} has no float64, in which positions become angles: move it to the CPU"
+    return None
+
+
+def side_by_side(x: MaybeTensor) -> MaybeTensor:
+    """x with the numbers of a head side by side, as every kernel reads them."""
+    return x if x is None or x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def check(call: Call) -> None:
+    """Refuses what does not fit, for every implementation.
+
+    Raises:
+        ValueError: says which argument does not fit, and how.
+    """
+    problem = (
+        _shape_problem(call)
+        or _number_problem(call)
+        or _layout_problem(call)
+        or _head_problem(call)
+        or _extra_problem(call)
+        or _far_problem(call)
+    )
+    if problem is not None:
+        shapes = ", ".join(f"{name} {tuple(getattr(call, name).shape)}" for name in ("query", "key", "value"))
+        raise ValueError(f"attention: {problem}; {shapes}")
+
+
+def check_start(layout: Layout) -> None:
+    """Refuses queries that have no room among the keys. Reads the device where `query_start` is a tensor.
+
+    Raises:
+        ValueError: they have none.
+    """
+    queries, keys = layout.query_length, layout.key_length
+    if not 0 <= layout.first_query <= keys - queries:
+        raise ValueError(
+            f"attention: query_start {layout.first_query} leaves no room for {queries} queries among {keys} keys"
+        )
+
+
+def _shape_problem(call: Call) -> str | None:
+    q, k, v = call.query.shape, call.key.shape, call.value.shape
+    if not len(q) == len(k) == len(v) == 4:
+        return "tensors must be (batch, heads, tokens, head_dim)"
+    if call.pages is None and not q[0] == k[0] == v[0]:
+        return "batch sizes differ"
+    if k[:3] != v[:3]:
+        return "key and value heads or lengths differ"
+    if q[3] != k[3]:
+        return "query and key head dimensions differ"
+    if q[3] == 0:
+        return "head_dim must be 1 or more"
+    if k[1] == 0 or q[1] == 0 or q[1] % k[1] != 0:
+        return "query heads must be a multiple of key heads, 1 or more of either"
+    if call.query.dtype not in _DTYPES:
+        return f"query must be float32, bfloat16, float16 or float64, got {call.query.dtype}"
+    for name, x, scale in (("key", call.key, call.key_scale), ("value", call.value, call.value_scale)):
+        if scale is None and x.dtype != call.query.dtype:
+            return f"dtypes differ: query {call.query.dtype}, {name} {x.dtype}"
+    if not call.query.device == call.key.device == call.value.device:
+        return f"devices differ: query {call.query.device}, key {call.key.device}, value {call.value.device}"
+    if (lacks := device_lacks(call.query.device)) is not None:
+        return lacks
+    if call.rotary.offset < 0 or call.rotary.offset + call.rotary.dim > q[3]:
+        return f"a rotary embedding of {call.rotary.dim} dimensions from {call.rotary.offset} on does not fit"
+    return None
+
+
+def _number_problem(call: Call) -> str | None:
+    if not 0 < call.scale < math.inf:
+        return f"scale must be above 0, and finite, got {call.scale}"
+    if call.softcap is not None and not 0 < call.softcap < math.inf:
+        return f"softcap must be above 0, and finite, got {call.softcap}"
+    return None
+
+
+def _layout_problem(call: Call) -> str | None:
+    layout = call.layout
+    if layout is None:
+        if call.pages is None and call.query.shape[2] > call.key.shape[2]:
+            return "there are more queries than keys"
+        return None
+    if call.pages is not None:
+        return "pages say where tokens lie: layout must be left out"
+    if layout.query_length != call.query.shape[2] or layout.key_length != call.key.shape[2]:
+        return f"layout is for {layout.query_length} queries and {layout.key_length} keys"
+    mask = layout.key_mask
+    if mask is not None and (mask.ndim != 2 or mask.shape[0] != call.query.shape[0]):
+        return f"key_mask must be (batch, keys), got {tuple(mask.shape)}"
+    if mask is not None and (mask.is_floating_point() or mask.is_complex()):
+        return f"key_mask must say for each slot whether it holds a token (bool, or 0 and 1), got {mask.dtype}"
+    return None
+
+
+def _head_problem(call: Call) -> str | None:
+    heads, key_heads = call.query.shape[1], call.key.shape[1]
+    for name, x in (("sinks", call.sinks), ("slopes", call.slopes)):
+        if x is None:
+            continue
+        if x.shape != (heads,):
+            return f"{name} must be one number a head, shape ({heads},), got {tuple(x.shape)}"
+        if x.dtype not in _DTYPES or x.device != call.query.device:
+            return f"{name} must be floating-point numbers on {call.query.device}, got {x.dtype} on {x.device}"
+    if call.head_maps is not None and len(call.head_maps) != key_heads:
+        return f"maps must be one for each of {key_heads} key heads, got {len(call.head_maps)}"
+    return None
+
+
+def _extra_problem(call: Call) -> str | None:
+    batch, queries, keys = call.query.shape[0], call.query.shape[2], call.key.shape[2]
+    if call.positions is not None:
+        for name, x, tokens in (
+            ("queries", call.positions.queries, queries),
+            ("keys", call.positions.keys, keys),
+        ):
+            shapes = {(batch, tokens), (batch, tokens, call.rotary.pairs)}
+            if tuple(x.shape) not in shapes or x.dtype != torch.int64:
+                return f"positions of {name} must be int64 {(batch, tokens)}, got {x.dtype} {tuple(x.shape)}"
+    if call.pages is not None:
+        pages = call.pages
+        texts = pages.table.shape[0]
+        if pages.table.ndim != 2 or pages.lengths.shape != (texts,) or pages.query_starts.shape != (texts + 1,):
+            return (
+                f"pages must have a table (texts, pages), lengths (texts,) and query_starts (texts + 1,), got "
+                f"{tuple(pages.table.shape)}, {tuple(pages.lengths.shape)} and {tuple(pages.query_starts.shape)}"
+            )
+        if batch != 1:
+            return "the queries of texts in pages must be one row"
+        if call.far_keys is not None or call.positions is not None:
+            return "pages take neither far_keys nor positions"
+    for name, scale, x in (("key", call.key_scale, call.key), ("value", call.value_scale, call.value)):
+        if scale is not None and (scale.ndim > 4 or not _broadcasts(scale, x)):
+            return f"{name}_scale must be broadcast to {tuple(x.shape)}, got {tuple(scale.shape)}"
+    return None
+
+
+def _broadcasts(x: Tensor, to: Tensor) -> bool:
+    pairs = zip(reversed(x.shape), reversed(to.shape), strict=False)
+    return all(size in (1, wanted) for size, wanted in pairs)
+
+
+def _far_problem(call: Call) -> str | None:
+    far_keys, key = call.far_keys, call.key
+    if far_keys is None:
+        return None
+    band = far_band(call.position_map) if call.head_maps is None else None
+    if band is None:
+        return f"far_keys needs a map with one far band, which {call.position_map} is not"
+    last = key.shape[2] - 1 if call.layout is None else call.layout.first_query + call.layout.query_length - 1
+    needed = band.high(last)
+    fits = far_keys.ndim == 4 and (*far_keys.shape[:2], far_keys.shape[3]) == (*key.shape[:2], key.shape[3])
+    if not fits or far_keys.shape[2] < needed or far_keys.dtype != key.dtype:
+        return f"far_keys {tuple(far_keys.shape)}, {far_keys.dtype}, do not fit {key.dtype}: {needed} slots are needed"
+    return None
+
+
+def _take(x: Tensor, rows: slice, slots: Slots) -> Tensor:
+    return x[rows][:, :, slots]
+
+
+def _before(slots: Slots, end: int) -> Slots:
+    return slots if isinstance(slots, slice) else slots[slots < end]
+
+
+def _taken_scale(scale: Tensor | None, x: Tensor, span: Span) -> Tensor | None:
+    return None if scale is None else _take(scale.expand(x.shape), span.rows, span.keys)
