@@ -26,13 +26,13 @@ class TwoSizes(ropewalk.PositionMap):
         shift = self.window - self.window // 4
         farther = shift + self.reach // 4 - self.reach // 16  # goes on where the middle band ends
         return (
-            Band(0, self.window),
-            Band(self.window, self.reach, Grouped(4, shift), Grouped(4)),
-            Band(self.reach, None, Grouped(16, farther), Grouped(16)),
+            Band.at_distances(0, self.window),
+            Band.at_distances(self.window, self.reach, Grouped(4, shift), Grouped(4)),
+            Band.at_distances(self.reach, None, Grouped(16, farther), Grouped(16)),
         )
 
     @classmethod
-    def for_length(cls, target_length: int, trained_window: int) -> "TwoSizes":
+    def _for_length(cls, target_length: int, trained_window: int) -> "TwoSizes":
         window = trained_window // 8
         return cls(window, reach=4 * window)
 
