@@ -13,7 +13,7 @@ pytestmark = pytest.mark.docs
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 PRINTS = {
-    "batch": ["   303 tokens: ", "  1803 tokens: ", "  2103 tokens: "],
+    "batch": ["    77 tokens: ", "   452 tokens: ", "   527 tokens: "],
     "choose_parameters": [
         "SelfExtend(group_size=11, window=1023): positions up to 3908",
         "Identity reaches 8192 tokens",
