@@ -42,7 +42,7 @@ def test_what_is_described_is_there(name):
 
 
 def test_every_map_is_exported():
-    assert {kind.__name__ for kind in MAPS.built_in.values()} <= set(import_module("ropewalk.maps").__all__)
+    assert {kind.__name__ for kind in MAPS.built_in.values()} <= set(ropewalk.__all__)
 
 
 def test_the_parameters_of_extend():

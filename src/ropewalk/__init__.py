@@ -5,7 +5,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ropewalk.maps import SELF, Identity, LeakyReRoPE, LengthError, PositionMap, ReRoPE, SelfExtend
+from ropewalk.maps import (
+    SELF,
+    DualChunk,
+    Identity,
+    Infinite,
+    LeakyReRoPE,
+    LengthError,
+    LMInfinite,
+    PositionMap,
+    ReRoPE,
+    SelfExtend,
+    SlidingWindow,
+    StreamingLLM,
+)
 
 if TYPE_CHECKING:
     from ropewalk.integrations.transformers.extend import Extension, extend, restore
@@ -23,13 +36,18 @@ _LAZY = {
 
 __all__ = [
     "SELF",
+    "DualChunk",
     "Extension",
     "Identity",
+    "Infinite",
+    "LMInfinite",
     "LeakyReRoPE",
     "LengthError",
     "PositionMap",
     "ReRoPE",
     "SelfExtend",
+    "SlidingWindow",
+    "StreamingLLM",
     "UnsupportedModelError",
     "extend",
     "restore",

@@ -120,8 +120,9 @@ def test_nothing_is_scaled_inside_the_trained_window(name):
     assert parse(name, 8000, 8192).name == f"{name}(factor=1.0)"
 
 
-def test_a_sliding_window_is_no_extension():
-    assert SlidingWindow.name not in MAPS
+@pytest.mark.parametrize("name", MAPS)
+def test_every_registered_map_is_a_method(name):
+    assert parse(name, 4096, 8192).change.name == name
 
 
 @pytest.mark.parametrize("text", ["selfextend", "linear", "ntk", "dynamic-ntk", "yarn", "sliding-window(window=8)"])

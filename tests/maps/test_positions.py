@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loops import group_of, group_size
 
-from ropewalk.maps.positions import Constant, Grouped, Logistic, LogisticGroups, Scaled
+from ropewalk.maps.positions import Capped, Constant, Cyclic, Grouped, Logistic, LogisticGroups, Scaled
 
 # (capacity, rate): the released defaults, the evaluation script's, and curves that are slow, steep or finely cut.
 CURVES = [(33, 0.02), (16, 0.02), (2, 0.5), (5, 1.0), (1000, 0.5), (4096, 3.0), (7, 1e-6), (3, 40.0)]
@@ -109,6 +109,28 @@ def test_any_shape_and_order_of_tokens():
 )
 def test_formulas(function, formula):
     assert function.formula("m") == formula
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        Grouped(1),
+        Grouped(3, 5),
+        Scaled(2.5, 1.0),
+        Constant(4),
+        Capped(20),
+        Cyclic(6),
+        Cyclic(6, 6, 9),
+        Logistic(LogisticGroups(5, 1.0), 4, 4),
+    ],
+    ids=str,
+)
+def test_functions_rise_and_fall_where_they_say(function):
+    tokens = torch.arange(1, 60)
+    steps = function(tokens) - function(tokens - 1)
+    assert (tokens[steps > 0] % function.step == 0).all()
+    falls = tokens[steps < 0]
+    assert (falls % function.cycle == 0).all() if function.cycle else not falls.numel()
 
 
 @pytest.mark.parametrize("function", [Grouped(3, 5), Scaled(2.5, 1.0), Constant(4)])

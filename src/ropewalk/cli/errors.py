@@ -11,6 +11,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from ropewalk.maps import MapEntryPointError
+
 # What the parser raises for a wrong option, value or command; its name and place differ between typer's releases.
 _ParserError: type[Exception] = typer.BadParameter.__bases__[0]
 
@@ -36,7 +38,7 @@ class Commands(TyperGroup):
             status = super().main(args=arguments, prog_name=prog_name, **extra)
         except typer.Abort:
             sys.exit(1)
-        except UserError as error:
+        except (UserError, MapEntryPointError) as error:
             message = str(error)
         except _ParserError as error:
             message = getattr(error, "format_message", error.__str__)()

@@ -65,17 +65,17 @@ def with_map_options(default: str = "selfextend") -> Callable[[Callable[..., Non
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
         own = [parameter for parameter in signature.parameters.values() if parameter.name != "map_options"]
-        broken = ""
+        broken: MapEntryPointError | None = None
         try:
             kinds = dict(MAPS)
-        except MapEntryPointError as error:  # told where the command runs: here the command line is only being built
-            kinds, broken = dict(MAPS.built_in), str(error)
+        except MapEntryPointError as error:  # raised where the command runs: here the command line is only being built
+            kinds, broken = dict(MAPS.built_in), error
         options = _parameters(default, kinds, taken={parameter.name for parameter in own})
 
         @functools.wraps(command)
         def wrapper(**values: Any) -> None:
             if broken:
-                raise UserError(broken)
+                raise broken
             name = values.pop("map_name")
             given = {option.name: values.pop(option.name) for option in options[1:]}
             given = {parameter: value for parameter, value in given.items() if value is not None}
@@ -177,13 +177,13 @@ def _help(name: str, kinds: list[type[PositionMap]]) -> str:
     """`selfextend, rerope: W, the neighbor window, in tokens. self: ...`, from the maps' docstrings."""
     if name == "start":
         return _START_HELP
-    said: dict[str, list[str]] = {}
+    said: dict[tuple[str, str], list[str]] = {}
     for kind in kinds:
         field = next(field for field in fields(kind) if field.name == name)
-        default = f" \\[default: {field.default}]" if field.default is not MISSING else ""
-        said.setdefault(escape(_described(kind, name)) + default, []).append(kind.name)
+        default = f" \\[default: {field.default}]" if field.default not in (MISSING, None) else ""
+        said.setdefault((escape(_described(kind, name)), default), []).append(kind.name)
     return " ".join(
-        f"{', '.join(names)}: {meaning}" if meaning else f"{', '.join(names)}." for meaning, names in said.items()
+        f"{', '.join(names)}{f': {meaning}' if meaning else '.'}{default}" for (meaning, default), names in said.items()
     )
 
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections import ChainMap
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -24,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 from ropewalk.eval.infinite import Infinite
 from ropewalk.eval.scalings import SCALINGS, RopeScaling
 from ropewalk.maps import MAPS, PositionMap
-from ropewalk.maps.sliding_window import SlidingWindow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,8 +34,9 @@ UNMODIFIED = "unmodified"
 # What a method does to a model, or to what it is asked.
 Change = PositionMap | RopeScaling | Infinite
 
-_KINDS: tuple[type[Change], ...] = (*MAPS.values(), SlidingWindow, *SCALINGS, Infinite)
-CHANGES = {kind.name: kind for kind in _KINDS}
+_OTHERS: tuple[type[Change], ...] = (*SCALINGS, Infinite)
+# Not copied out of `MAPS`: packages that bring a map are asked for it when it is named.
+CHANGES: Mapping[str, type[Change]] = ChainMap({kind.name: kind for kind in _OTHERS}, MAPS)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -79,14 +79,13 @@ def attention(
     """
     check_name(impl)
     maps = None if isinstance(position_map, PositionMap) else tuple(position_map)
-    plain = query.ndim == key.ndim == 4 and layout is None and pages is None
     call = Call(
         query,
         key,
         value,
         position_map if isinstance(position_map, PositionMap) else position_map[0],
         Rotary.none() if rotary is None else rotary,
-        Layout(query.shape[2], key.shape[2]) if plain else layout,
+        layout,
         max(query.shape[-1], 1) ** -0.5 if scale is None else scale,
         softcap=softcap,
         sinks=sinks,
@@ -101,7 +100,8 @@ def attention(
     )
     check(call)
     name = choose(call, impl)
+    step = step_of(call, name)
     # A step does not wait for a start that only the device knows.
-    if call.layout is not None and not (isinstance(call.layout.query_start, Tensor) and step_of(call, name)):
-        check_start(call.layout)
-    return run(call, name)
+    if layout is not None and (step is None or not isinstance(layout.query_start, Tensor)):
+        check_start(layout)
+    return run(call, name, step)

@@ -11,16 +11,15 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ropewalk.maps import Band
-from ropewalk.maps.positions import PositionFunction
 from ropewalk.ops.call import Call
 from ropewalk.ops.layout import Step
-from ropewalk.ops.rotary import Rotary
 from ropewalk.ops.windowed import merge
 
 if TYPE_CHECKING:
@@ -72,35 +71,52 @@ def kernels_lack(call: Call) -> str | None:
 
 def attend(call: Call) -> Tensor:
     """See `ropewalk.ops.attention`."""
-    from ropewalk.ops.triton import narrow, prefill
-    from ropewalk.ops.triton.narrow_keys import Narrow
-
+    rerotate = kernel("rerotate").rerotate
     call = _readable(call)
-    runs = []
+    rotary, runs = call.rotary, []
     for run, bands in _runs(call):
-        strips, passes = _passes(run, bands)
+        keys = run.key.shape[2]
+        passes, strips = _passes(bands, keys)
         output = lse = None
-        for banded in passes:
-            hopper = _hopper_prefill(banded)
-            part, part_lse = (hopper or prefill).attend(banded)
-            if output is None or lse is None or part_lse is None:
+        for near, far in passes:
+            banded = kernel("banded").Banded(
+                query=rerotate(run.query, near.query_positions, run.past, rotary, near.first_query - run.past),
+                key=rerotate(run.key, near.key_positions, 0, rotary),
+                value=run.value,
+                scale=run.scale,
+                near_low=near.low,
+                near_high=near.high,
+                softcap=run.softcap,
+                sinks=run.sinks if near is bands[0] else None,
+                return_lse=len(passes) > 1 or bool(strips),
+            )
+            if far is not None:
+                seen = run.key[:, :, : far.high(keys - 1)]
+                banded.far_query = rerotate(
+                    run.query, far.query_positions, run.past, rotary, far.first_query - run.past
+                )
+                banded.far_key = (
+                    run.far_keys if run.far_keys is not None else rerotate(seen, far.key_positions, 0, rotary)
+                )
+                banded.far_high = far.high
+            part, part_lse = kernel(_prefill_kernel(banded)).attend(banded)
+            if output is None or lse is None:
                 output, lse = part, part_lse
             else:
-                merged, lse = merge(output, lse, part, part_lse)
-                output = merged.to(call.query.dtype)
-        assert output is not None
+                output, lse = merge(output, lse, part, part_lse)
+                output = output.to(run.query.dtype)
         if strips:
-            assert lse is not None
-            work = Narrow(run.query, run.key, run.value, strips, run.rotary, output, lse, run.scale, run.softcap)
-            (_hopper_narrow(work) or narrow).attend(work)
+            narrow = kernel("narrow_keys").Narrow(
+                run.query, run.key, run.value, strips, rotary, output, lse, run.scale, run.softcap
+            )
+            kernel(_narrow_kernel(narrow)).attend(narrow)
+        assert output is not None
         runs.append(output)
     return torch.cat(runs, dim=2) if len(runs) > 1 else runs[0]
 
 
 def attend_step(call: Call, step: Step) -> Tensor:
     """Attention of one query a row. Far keys are re-rotated on their way from memory: kept ones would cost as much."""
-    from ropewalk.ops.triton import decode
-
     if call.query_scaling is not None:
         factors = step.query_factors.get(call.query_scaling)
         if factors is None:
@@ -108,7 +124,8 @@ def attend_step(call: Call, step: Step) -> Tensor:
             factors = call.query_scaling(positions)[:, None, None, None]
             step.query_factors[call.query_scaling] = factors
         call = replace(call, query=call.query * factors.to(call.query.dtype), query_scaling=None)
-    return decode.decode(call, step)
+    output: Tensor = kernel("decode").attend(call, step)
+    return output
 
 
 def _readable(call: Call) -> Call:
@@ -137,68 +154,34 @@ def _runs(call: Call) -> Iterator[tuple[Call, tuple[Band, ...]]]:
             )
 
 
-def _passes(call: Call, bands: tuple[Band, ...]) -> tuple[list[Band], list[Banded]]:
-    """The narrow bands, and what is to be done for the others: the nearest band and the one that goes on to the first
-    key in one pass, and a pass for each other one. All but a single pass give their log-sum-exp."""
-    from ropewalk.ops.triton.banded import Banded
-    from ropewalk.ops.triton.narrow_keys import is_narrow
-
-    keys, past, rotary = call.key.shape[2], call.past, call.rotary
+def _passes(bands: tuple[Band, ...], keys: int) -> tuple[list[tuple[Band, Band | None]], list[Band]]:
+    """What each pass sees near and far, and the narrow bands. The nearest band and the one that goes on to the first
+    key share a pass; each other one that is not narrow has its own."""
     nearest, *farther = (band for band in bands if band.first_query < max(keys, 1))
     far = farther.pop() if farther and farther[-1].low.is_beginning else None
-    strips = [band for band in farther if is_narrow(band)]
-    others = [band for band in farther if not is_narrow(band)]
-
-    def seen_through(band: Band) -> Banded:
-        return Banded(
-            query=_rerotated_from(band.first_query - past, call.query, band.query_positions, past, rotary),
-            key=_rerotated(call.key, band.key_positions, 0, rotary),
-            value=call.value,
-            scale=call.scale,
-            near_low=band.low,
-            near_high=band.high,
-            softcap=call.softcap,
-            return_lse=bool(farther),
-        )
-
-    first = seen_through(nearest)
-    first.sinks = call.sinks
-    if far is not None:
-        end = far.high(keys - 1)
-        first.far_query = _rerotated_from(far.first_query - past, call.query, far.query_positions, past, rotary)
-        first.far_key = call.far_keys
-        if first.far_key is None:
-            first.far_key = _rerotated(call.key[:, :, :end], far.key_positions, 0, rotary)
-        first.far_high = far.high
-    return strips, [first, *map(seen_through, others)]
+    strips = [band for band in farther if kernel("narrow_keys").is_narrow(band)]
+    others = [(band, None) for band in farther if band not in strips]
+    return [(nearest, far), *others], strips
 
 
-def _hopper_prefill(banded: Banded) -> Any:
-    """The module of the kernel for Hopper GPUs, if it takes the pass. Which and why is logged once."""
-    reason = _not_hopper(banded.query.device)
-    if reason is None:
-        from ropewalk.ops.triton import hopper_prefill
+@cache
+def kernel(name: str) -> Any:
+    """A module of `ropewalk.ops.triton`."""
+    return import_module(f"ropewalk.ops.triton.{name}")
 
-        reason = hopper_prefill.lacks(banded)
-        if reason is None:
-            _log_kernel("prefill", None)
-            return hopper_prefill
+
+def _prefill_kernel(banded: Banded) -> str:
+    """The kernel that takes the pass. Which and why is logged once."""
+    reason = _not_hopper(banded.query.device) or kernel("hopper_prefill").lacks(banded)
     _log_kernel("prefill", reason)
-    return None
+    return "hopper_prefill" if reason is None else "prefill"
 
 
-def _hopper_narrow(narrow: Narrow) -> Any:
+def _narrow_kernel(narrow: Narrow) -> str:
     """The same for narrow bands."""
-    reason = _not_hopper(narrow.query.device)
-    if reason is None:
-        from ropewalk.ops.triton import hopper_narrow
-
-        reason = hopper_narrow.lacks(narrow)
-        if reason is None:
-            _log_kernel("prefill of narrow bands", None)
-            return hopper_narrow
+    reason = _not_hopper(narrow.query.device) or kernel("hopper_narrow").lacks(narrow)
     _log_kernel("prefill of narrow bands", reason)
-    return None
+    return "hopper_narrow" if reason is None else "narrow"
 
 
 @cache
@@ -209,7 +192,7 @@ def _not_hopper(device: torch.device) -> str | None:
     if torch.cuda.get_device_capability(device) != (9, 0):
         return torch.cuda.get_device_name(device)
     try:
-        from ropewalk.ops.triton import hopper_narrow  # noqa: F401
+        kernel("hopper_narrow")
     except ImportError as error:
         return f"this installation ({error})"
     return None
@@ -221,23 +204,3 @@ def _log_kernel(work: str, reason: str | None) -> None:
         logger.info("%s runs on the kernel for Hopper GPUs", work)
     else:
         logger.info("%s runs on the portable kernel; the one for Hopper GPUs does not take %s", work, reason)
-
-
-def _rerotated(x: Tensor, function: PositionFunction, begin: int, rotary: Rotary, out: Tensor | None = None) -> Tensor:
-    """As `rotary.rerotated`, in one pass through memory; into `out` where there is something to do."""
-    if not rotary.moves(function):
-        return x
-    from ropewalk.ops.triton.rerotate import rerotate
-
-    cosine, sine = rotary.table(function, begin, begin + x.shape[2], x.device)
-    return rerotate(x, cosine, sine, rotary, out)
-
-
-def _rerotated_from(first: int, x: Tensor, function: PositionFunction, begin: int, rotary: Rotary) -> Tensor:
-    """The same, with anything in the tokens before `first`."""
-    if first <= 0 or not rotary.moves(function):
-        return _rerotated(x, function, begin, rotary)
-    found = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if first < x.shape[2]:
-        _rerotated(x[:, :, first:], function, begin + first, rotary, found[:, :, first:])
-    return found

@@ -62,10 +62,13 @@ IMPLEMENTATIONS: dict[str, Entry] = {
 }
 
 
+_NAMES = get_args(Implementation)
+
+
 def check_name(impl: str) -> None:
     """Raises ValueError where no implementation has that name."""
-    if impl not in get_args(Implementation):
-        raise ValueError(f"impl must be one of {', '.join(get_args(Implementation))}, got {impl!r}")
+    if impl not in _NAMES:
+        raise ValueError(f"impl must be one of {', '.join(_NAMES)}, got {impl!r}")
 
 
 def choose(call: Call, impl: Implementation = "auto") -> str:
@@ -95,15 +98,23 @@ def choose(call: Call, impl: Implementation = "auto") -> str:
 
 def step_of(call: Call, name: str) -> Step | None:
     """What one query a row sees, if the implementation takes the call as a step."""
-    if call.layout is None or call.query.shape[2] != 1 or not IMPLEMENTATIONS[name].steps or not call.query.numel():
+    if not IMPLEMENTATIONS[name].steps:
         return None
-    return call.layout.step(call.query.shape[0], call.query.device)
+    batch, _, queries, _ = call.query.shape
+    if queries != 1 or not batch or call.pages is not None:
+        return None
+    if call.layout is None:
+        return Step(None, None, call.key.shape[2])
+    return call.layout.step(batch, call.query.device)
 
 
-def run(call: Call, name: str) -> Tensor:
+def run(call: Call, name: str, step: Step | None = None) -> Tensor:
     """The output of a call by the implementation that `choose` named.
 
     The call is such that `check` finds nothing in it, or such as a framework is known to make.
+
+    Args:
+        step: as `step_of` gave it.
     """
     batch, heads, queries, _ = call.query.shape
     if not call.query.numel() or not call.value.numel():
@@ -111,11 +122,10 @@ def run(call: Call, name: str) -> Tensor:
     if not call.query.stride(-1) == call.key.stride(-1) == call.value.stride(-1) == 1:
         call.query, call.key, call.value = map(side_by_side, (call.query, call.key, call.value))
     chosen = module(name)
-    if call.pages is not None:
-        return chosen.attend(call)
-    step = step_of(call, name)
     if step is not None:
         return cast(SteppingModule, chosen).attend_step(call, step)
+    if call.pages is not None:
+        return chosen.attend(call)
     output = None
     for span, part in call.parts():
         result = chosen.attend(part)
@@ -127,6 +137,7 @@ def run(call: Call, name: str) -> Tensor:
     return call.query.new_zeros((batch, heads, queries, call.value.shape[3])) if output is None else output
 
 
+@cache
 def module(name: str) -> Module:
     """The module of an implementation."""
     return cast(Module, import_module(IMPLEMENTATIONS[name].module))

@@ -27,17 +27,17 @@ class Tables:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
+        self._kept: dict[Hashable, Any] = {}
         self._angles: OrderedDict[Hashable, Tensor] = OrderedDict()
 
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What is kept under the key, made where there is nothing yet."""
+    def get(self, key: Any, make: Callable[..., T], *arguments: Any) -> T:
+        """What is kept under the key; `make(key, *arguments)` makes it where there is nothing yet."""
         found: T | None = self._kept.get(key)
         if found is None:
             with self._lock:
                 found = self._kept.get(key)
                 if found is None:
-                    found = self._kept[key] = make()
+                    found = self._kept[key] = make(key, *arguments)
         return found
 
     def angles(self, key: Hashable, tokens: int, make: Callable[[int, int], Tensor]) -> Tensor:
@@ -94,11 +94,11 @@ class Rotary:
     def frequencies(self, device: torch.device) -> Tensor:
         """`inverse_frequencies` on a device, float32; copied once, for a model may move after it was measured."""
 
-        def copy() -> Tensor:
+        def copy(device: torch.device) -> Tensor:
             with torch.inference_mode(False), torch.no_grad():
                 return self.inverse_frequencies.to(device, torch.float32)
 
-        return self.tables.get(("frequencies", device), copy)
+        return self.tables.get(device, copy)
 
     def phases(self, positions: Tensor, by_pair: bool = False) -> Tensor:
         """Angles of R(positions), float64, shape (*positions.shape, pairs).

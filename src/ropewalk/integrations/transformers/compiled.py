@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ropewalk.integrations.transformers.plan import plans
 from ropewalk.ops import fused
-from ropewalk.ops.implementations import choose, run
+from ropewalk.ops.implementations import choose, run, step_of
 from ropewalk.ops.layout import GAPS, Layout, Step, left_padding
 
 
@@ -32,8 +32,9 @@ def extended_attention(
     layout = Layout(query.shape[2], key.shape[2], query_start, key_mask)
     call = plan.call(query, key, value, layout, sinks, scale, softcap)
     name = choose(call, plan.impl)
-    plan.check(call, name, position_ids)
-    return run(call, name).contiguous()
+    step = step_of(call, name)
+    plan.check(call, step, position_ids)
+    return run(call, name, step).contiguous()
 
 
 @extended_attention.register_fake

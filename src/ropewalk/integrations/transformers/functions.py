@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 
 from ropewalk.integrations.transformers import compiled, probe
 from ropewalk.integrations.transformers.plan import PLAN, LayerPlan
-from ropewalk.ops.implementations import choose, run
+from ropewalk.ops.implementations import choose, run, step_of
 from ropewalk.ops.layout import Layout, Step
 
 # Names with "flash", "sdpa" or a slash would set off transformers' own loaders and checks.
@@ -108,8 +108,9 @@ def attention_forward(
         far_keys = None if plan.far_keys is None else plan.far_keys.view(query, key, value, layout)
         call = plan.call(query, key, value, layout, s_aux, scaling, softcap, far_keys)
         name = choose(call, plan.impl)
-        plan.check(call, name, position_ids)
-        output: Tensor = run(call, name)
+        step = step_of(call, name)
+        plan.check(call, step, position_ids)
+        output: Tensor = run(call, name, step)
     else:
         query_start = layout.query_start
         if query_start is not None:

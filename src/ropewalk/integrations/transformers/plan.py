@@ -15,8 +15,8 @@ from ropewalk.maps import PositionMap
 from ropewalk.maps.query_scaling import QueryScaling
 from ropewalk.ops.call import Call, check, check_start
 from ropewalk.ops.fused import kernels_lack
-from ropewalk.ops.implementations import Implementation, step_of
-from ropewalk.ops.layout import Layout, Slots, Span
+from ropewalk.ops.implementations import Implementation
+from ropewalk.ops.layout import Layout, Slots, Span, Step
 from ropewalk.ops.rotary import Rotary
 
 # The attribute of an extended model's attention modules; gone after restore.
@@ -82,17 +82,19 @@ class LayerPlan:
             far_keys,
         )
 
-    def check(self, call: Call, name: str, position_ids: Tensor | None) -> None:
-        """Refuses what the module may ask for and the plan does not take, before the implementation `name` runs it.
+    def check(self, call: Call, step: Step | None, position_ids: Tensor | None) -> None:
+        """Refuses what the module may ask for and the plan does not take.
+
+        Args:
+            step: what one query a row sees, if the call runs as a step.
 
         Raises:
             LengthError: the text is past eq. 4.
             ValueError: positions do not count tokens one by one, or an argument of the operator does not fit.
         """
-        step = step_of(call, name)
         if step is not None:
-            # One token without gaps has no positions to compare, and what `check` would look at is as the model made it:
-            # there are microseconds to spare.
+            # One token without gaps has no positions to compare, and what `check` would look at is as the model made
+            # it: there are microseconds to spare.
             if self.limits is not None:
                 self.limits.check_step(step, call.key.shape[2])
             return

@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from itertools import count
+from typing import Any
 
 import torch
 import triton
@@ -22,9 +23,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from ropewalk.maps import Band
+from ropewalk.maps import PositionMap
 from ropewalk.ops.call import Call
 from ropewalk.ops.layout import Step
+from ropewalk.ops.rotary import Rotary
 from ropewalk.ops.triton.launch import Launch, multiples_of_16
 from ropewalk.ops.triton.primitives import (
     COLUMNS,
@@ -63,7 +65,7 @@ class Config:
     registers: int | None = None
 
 
-def decode(call: Call, step: Step, config: Config | None = None) -> Tensor:
+def attend(call: Call, step: Step, config: Config | None = None) -> Tensor:
     """Attention of one query a row to the tokens before it and itself.
 
     Args:
@@ -79,115 +81,110 @@ def decode(call: Call, step: Step, config: Config | None = None) -> Tensor:
         RuntimeError: a CUDA graph is being captured and the map's table for so many slots is not yet made; a call
             before the capture makes it.
     """
-    query, key, value, rotary, sinks = call.query, call.key, call.value, call.rotary, call.sinks
+    query, key, value, sinks = call.query, call.key, call.value, call.sinks
     batch, heads, _, head_dim = query.shape
     key_heads, slots = key.shape[1:3]
-    device, dtype = query.device, query.dtype
-    config = config or default_config(head_dim, dtype, device)
-    capacity = 1 << max(12, (slots - 1).bit_length())
-    table = rotary.tables.get(
-        (call.position_map, capacity, device), lambda: _outside_graphs(call.position_map.bands, capacity, device)
-    )
     strides = (*query.stride()[:2], *key.stride()[:3], *value.stride()[:3])
-    attend, merge, splits = _launches(
-        (head_dim, rotary.pairs, rotary.offset, rotary.interleaved, heads // key_heads),
-        batch * key_heads,
-        table.bands.shape[0],
-        table.is_diagonal,
-        multiples_of_16(strides),
-        dtype,
-        device,
+    kind = (
+        call.position_map,
+        1 << max(12, (slots - 1).bit_length()),
+        (batch, key_heads, heads // key_heads, head_dim),
+        query.dtype,
+        query.device,
         config,
-        (
-            *[x.data_ptr() % 16 == 0 for x in (query, key, value)],
-            *[None if x is None else x.dtype for x in (step.lengths, step.first_slots, sinks)],
-            call.softcap is None,
-        ),
+        multiples_of_16(strides),
+        call.softcap is not None,
+        # What else needs launches of its own.
+        *[x.data_ptr() % 16 == 0 for x in (query, key, value)],
+        *[None if x is None else x.dtype for x in (step.lengths, step.first_slots, sinks)],
     )
-    splits = min(splits, -(-slots // config.block_keys))
-    output = torch.empty(query.shape, dtype=dtype, device=device)
-    partials = torch.empty(batch * heads * splits * (head_dim + 1), dtype=torch.float32, device=device)
-    scale = call.scale * LOG2_E.value
+    plan = call.rotary.tables.get(kind, _make_plan, call.rotary)
+    splits = min(plan.splits, -(-slots // plan.block_keys))
+    output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    partials = torch.empty(batch * heads * splits * (head_dim + 1), dtype=torch.float32, device=query.device)
+    scale, cap = call.scale * LOG2_E.value, call.softcap
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
-        attend[splits, key_heads, batch](
+        plan.attend[splits, key_heads, batch](
             query,
             key,
             value,
             partials,
-            table.bands,
-            table.positions,
-            rotary.frequencies(device) if rotary.pairs else table.positions,
+            *plan.tensors,
             step.lengths,
             step.first_slots,
             slots,
-            table.bands.shape[0],
-            table.capacity,
-            min(call.position_map.start, NO_END.value),
-            scale if call.softcap is None else 1.0,
-            0.0 if call.softcap is None else 2 * scale / call.softcap,
-            0.0 if call.softcap is None else call.softcap * LOG2_E.value,
+            *plan.numbers,
+            scale if cap is None else 1.0,
+            0.0 if cap is None else 2 * scale / cap,
+            0.0 if cap is None else cap * LOG2_E.value,
             *strides,
-            *attend.constants,
+            *plan.attend.constants,
         )
-        merge[heads, batch, 1](partials, sinks, output, splits, *merge.constants)
+        plan.merge[heads, batch, 1](partials, sinks, output, splits, *plan.merge.constants)
     return output
 
 
-@lru_cache(maxsize=256)
-def _launches(
-    head: tuple[int, int, int, bool, int],
-    rows: int,
-    bands: int,
-    diagonal: bool,
-    aligned: bool,
-    dtype: torch.dtype,
-    device: torch.device,
-    config: Config,
-    kinds: tuple[bool | torch.dtype | None, ...],
-) -> tuple[Launch, Launch, int]:
-    """The two kernels and how many programs share a row's keys: what all steps of one kind of layer have in common,
-    for a step has microseconds to spare on the host.
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What all steps of one kind have in common: a step has microseconds to spare on the host."""
 
-    Args:
-        head: head_dim; pairs, offset and interleaving of the rotary embedding; query heads that share a key head.
-        rows: of keys, over batch and key heads.
-        aligned: whether strides are multiples of 16.
-        kinds: what else needs launches of its own.
-    """
-    head_dim, pairs, offset, interleaved, groups = head
-    splits = _splits(rows, config.programs * _multiprocessors(device))
+    splits: int
+    block_keys: int
+    tensors: tuple[Tensor, ...]
+    numbers: tuple[int, ...]
+    attend: Launch
+    merge: Launch
+
+
+def _make_plan(kind: tuple[Any, ...], rotary: Rotary) -> _Plan:
+    position_map, capacity, shape, dtype, device, config, aligned, has_softcap, *_ = kind
+    batch, key_heads, groups, head_dim = shape
+    config = config or default_config(head_dim, dtype, device)
+    table = rotary.tables.get((position_map, capacity, device), _make_table)
+    bands = table.bands.shape[0]
+    splits = _splits(batch * key_heads, config.programs * _multiprocessors(device))
     overlap = _overlaps(device)
     # Programmatic dependent launch: a kernel is put on the device while the one before it ends, and waits where it
     # first needs what others write.
     early = {"launch_pdl": True} if overlap else {}
-    attend = Launch(
-        _partials_kernel,
-        {
-            "head_dim": head_dim,
-            "pairs": pairs,
-            "offset": offset,
-            "interleaved": interleaved,
-            "groups": groups,
-            "block_keys": config.block_keys,
-            "block_bands": 1 << (bands - 1).bit_length(),
-            "diagonal": diagonal,
-            "has_softcap": not kinds[-1],
-            # The interpreter has no fast sine; float32 wants the exact one.
-            "fast_sine": not INTERPRETED and dtype != torch.float32,
-            "aligned": aligned,
-            "overlap": overlap,
-        },
-        {
-            **early,
-            "num_warps": config.warps,
-            "num_stages": config.stages,
-            "maxnreg": config.registers,
-            # A phase is a product rounded to float32, as the model rounds it: it must not melt into the next addition.
-            "enable_fp_fusion": False,
-        },
+    return _Plan(
+        splits=splits,
+        block_keys=config.block_keys,
+        tensors=(table.bands, table.positions, rotary.frequencies(device) if rotary.pairs else table.positions),
+        numbers=(bands, table.capacity, min(position_map.start, NO_END.value)),
+        attend=Launch(
+            _partials_kernel,
+            {
+                "head_dim": head_dim,
+                "pairs": rotary.pairs,
+                "offset": rotary.offset,
+                "interleaved": rotary.interleaved,
+                "groups": groups,
+                "block_keys": config.block_keys,
+                "block_bands": 1 << (bands - 1).bit_length(),
+                "diagonal": table.is_diagonal,
+                "has_softcap": has_softcap,
+                # The interpreter has no fast sine; float32 wants the exact one.
+                "fast_sine": not INTERPRETED and dtype != torch.float32,
+                "aligned": aligned,
+                "overlap": overlap,
+            },
+            {
+                **early,
+                "num_warps": config.warps,
+                "num_stages": config.stages,
+                "maxnreg": config.registers,
+                # A phase is a product rounded to float32, as the model rounds it: it must not melt into the next
+                # addition.
+                "enable_fp_fusion": False,
+            },
+        ),
+        merge=Launch(
+            _merge_kernel,
+            {"head_dim": head_dim, "block_splits": min(64, 1 << (splits - 1).bit_length()), "overlap": overlap},
+            early,
+        ),
     )
-    merging = {"head_dim": head_dim, "block_splits": min(64, 1 << (splits - 1).bit_length()), "overlap": overlap}
-    return attend, Launch(_merge_kernel, merging, early), splits
 
 
 @cache
@@ -196,18 +193,19 @@ def default_config(head_dim: int, dtype: torch.dtype, device: torch.device) -> C
     return Config(**tuned("decode", head_dim, dtype.itemsize, device))
 
 
-def _outside_graphs(bands: tuple[Band, ...], capacity: int, device: torch.device) -> BandTable:
-    """A table that no graph takes its memory back from. Capacities are powers of two, so all of a map's together hold
-    less than twice what the largest does."""
+def _make_table(kind: tuple[PositionMap, int, torch.device]) -> BandTable:
+    """A map's table that no graph takes the memory back from. Capacities are powers of two, so all of a map's together
+    hold less than twice what the largest does."""
+    position_map, capacity, device = kind
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            f"decode: a CUDA graph is being captured, but the table of the map's bands for {capacity} slots is not yet "
-            "made; call decode once with these tensors before the capture"
+            f"decode: a CUDA graph is being captured, but the tables of {position_map} for {capacity} slots are not "
+            "yet made; call decode once with these tensors before the capture"
         )
     # In a thread of its own, for memory of its own: what this one allocates while torch.compile warms a CUDA graph up
     # belongs to the graph, which reuses it.
     with ThreadPoolExecutor(1) as executor:
-        return executor.submit(make_table, bands, capacity, device).result()
+        return executor.submit(make_table, position_map.bands, capacity, device).result()
 
 
 @cache
@@ -348,14 +346,14 @@ def _partials_kernel(
         if begin < end:
             if pairs > 0:
                 numbers = band_table + COLUMNS * band
-                key_size = tl.where(unmapped, 1, tl.load(numbers + 8))
+                key_inverse = tl.where(unmapped, 1.0, tl.load(numbers + 8).to(tl.float32, bitcast=True))
                 key_shift = tl.where(unmapped, 0, tl.load(numbers + 9))
-                query_size = tl.where(unmapped, 1, tl.load(numbers + 6))
+                query_inverse = tl.where(unmapped, 1.0, tl.load(numbers + 6).to(tl.float32, bitcast=True))
                 query_shift = tl.where(unmapped, 0, tl.load(numbers + 7))
                 rerotated_first, rerotated_second = rerotate(
                     query_first,
                     query_second,
-                    mapped(token, query_size, query_shift, positions, capacity, token >= 0),
+                    mapped(token, query_inverse, query_shift, positions, capacity, token >= 0),
                     token.to(tl.float32),
                     frequency,
                     fast_sine,
@@ -369,7 +367,7 @@ def _partials_kernel(
                 scores = tl.zeros([block_rows, block_keys], tl.float32)
                 if pairs > 0:
                     tokens = slot - first_slot + offsets  # (block_keys,), true positions
-                    to = mapped(tokens, key_size, key_shift, positions, capacity, inside)  # (block_keys,)
+                    to = mapped(tokens, key_inverse, key_shift, positions, capacity, inside)  # (block_keys,)
                     first, second = load_pairs(
                         tile_keys, offsets * key_slot, inside, pairs, offset, interleaved
                     )  # (block_keys, pairs) each

@@ -76,7 +76,7 @@ def attend(narrow: Narrow, chunk: int | None = None, config: HopperNarrowConfig 
     positions = _ROWS // together * _CONSUMERS  # of a program
     tiles = rotary.tables.get(
         ("tiles", work.bands, positions, config.keys, query.device),
-        lambda: _tiles(work.bands, positions, config.keys, query.device),
+        lambda _: _tiles(work.bands, positions, config.keys, query.device),
     )
     constants = {
         "HEADS": together,
@@ -88,7 +88,7 @@ def attend(narrow: Narrow, chunk: int | None = None, config: HopperNarrowConfig 
     }
     launch = rotary.tables.get(
         ("hopper_narrow", tuple(constants.values()), query.dtype, query.device, lse.stride(2)),
-        lambda: Launch(hopper_narrow_kernel.narrow, constants, {"num_warps": 4}),
+        lambda _: Launch(hopper_narrow_kernel.narrow, constants, {"num_warps": 4}),
     )
     # Whole programs, for what a program writes ends nowhere but at the last query.
     for part in rerotated_keys(key, work, rotary, chunk, multiple=positions):

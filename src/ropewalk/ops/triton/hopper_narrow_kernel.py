@@ -133,7 +133,7 @@ def _rerotate_queries(
     frequency = gl.load(frequencies + gl.arange(0, D // 2, gl.SliceLayout(0, PLACES)))[None, :]
     place = begin + gl.arange(0, POSITIONS, gl.SliceLayout(1, PLACES))
     # Numbers from memory are asked for one round before they are needed.
-    size, shift = gl.load(band_table + 6), gl.load(band_table + 7)
+    size, shift = gl.load(band_table + 10), gl.load(band_table + 7)
     mbarrier.wait(raw_full, 0)
     for i in range(CONSUMERS * bands):
         band = i // CONSUMERS
@@ -142,7 +142,7 @@ def _rerotate_queries(
         tokens = place + c * POSITIONS
         mapped = (tokens // size + shift).to(gl.float32)
         next_numbers = band_table + COLUMNS * gl.minimum((i + 1) // CONSUMERS, bands - 1)
-        size, shift = gl.load(next_numbers + 6), gl.load(next_numbers + 7)
+        size, shift = gl.load(next_numbers + 10), gl.load(next_numbers + 7)
         angle = _angle(mapped[:, None], tokens.to(gl.float32)[:, None], frequency)
         cosine = _fast("cos.approx.ftz.f32 $0, $1;", angle)[None, :, :]
         sine = _fast("sin.approx.ftz.f32 $0, $1;", angle)[None, :, :]

@@ -39,7 +39,7 @@ class Launch:
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
         """What launches on the current device and stream: `launch[grid](*arguments, *launch.constants)`."""
-        return partial(self._compile, grid) if self._compiled is None else self._compiled[grid]  # type: ignore[no-any-return]
+        return partial(self._compile, grid) if self._compiled is None else self._compiled[grid]
 
     def _compile(self, grid: tuple[int, ...], *arguments: Any) -> None:
         """The first launch, which compiles. `_compiled` stays None in the interpreter."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import triton
@@ -88,7 +89,7 @@ def attend(narrow: Narrow, chunk: int | None = None, config: NarrowConfig | None
         }
         launch = narrow.rotary.tables.get(
             ("narrow", kinds, tuple(constants.values()), query.dtype, device, config.warps),
-            partial(Launch, _narrow_kernel, constants, {"num_warps": config.warps, "enable_fp_fusion": False}),
+            partial(_launch, constants, config),
         )
         grid = (
             triton.cdiv(part.end - part.begin, positions),
@@ -117,6 +118,10 @@ def attend(narrow: Narrow, chunk: int | None = None, config: NarrowConfig | None
                 *launch.constants,
             )
     return output
+
+
+def _launch(constants: dict[str, Any], config: NarrowConfig, key: object) -> Launch:
+    return Launch(_narrow_kernel, constants, {"num_warps": config.warps, "enable_fp_fusion": False})
 
 
 _STRIDES = [f"{x}_{of}" for x in ("query", "key", "value", "output", "lse") for of in ("batch", "head", "token")]
@@ -228,7 +233,7 @@ def _narrow_kernel(
             if pairs > 0:
                 # Read anew for every band: next to the keys that is little, and it keeps registers free.
                 seen_first, seen_second = load_pairs(queries, query_offsets, present, pairs, offset, interleaved)
-                to = tokens // tl.load(numbers + 6) + tl.load(numbers + 7)  # (block_rows,)
+                to = tokens // tl.load(numbers + 10) + tl.load(numbers + 7)  # (block_rows,)
                 seen_first, seen_second = rerotate(
                     seen_first.to(tl.float32),
                     seen_second.to(tl.float32),

@@ -126,7 +126,7 @@ def prepare(narrow: Narrow) -> Work | None:
     if not bands or not narrow.query.numel():
         return None
     rotary = narrow.rotary
-    table = rotary.tables.get((bands, device), lambda: make_table(bands, capacity, device))
+    table = rotary.tables.get((bands, device), lambda _: make_table(bands, capacity, device))
     past = keys - narrow.query.shape[2]
     return Work(
         bands=bands,
@@ -193,7 +193,7 @@ def _launch(rotary: Rotary, key: Tensor, views: Tensor, block_tokens: int) -> La
     kinds = (key.dtype, key.device, key.data_ptr() % 16 == 0, multiples_of_16(key.stride()[:3]), block_tokens)
     return rotary.tables.get(
         ("views", kinds),
-        lambda: Launch(
+        lambda _: Launch(
             _views_kernel,
             {**rotation(rotary, key.dtype), "block_tokens": block_tokens, "aligned": kinds[3]},
             {"num_warps": _WARPS, "enable_fp_fusion": False},
@@ -259,7 +259,7 @@ def _views_kernel(
         low, high, slot, band_slot = narrow_keys(band_table, band, band_slot, begin, end, begin, chunk)
         if (start < high) & (start + block_tokens > low):
             inside = (tokens >= low) & (tokens < high)
-            to = tokens // tl.load(band_table + COLUMNS * band + 8) + tl.load(band_table + COLUMNS * band + 9)
+            to = tokens // tl.load(band_table + COLUMNS * band + 11) + tl.load(band_table + COLUMNS * band + 9)
             seen_first, seen_second = rerotate(
                 first, second, to.to(tl.float32)[:, None], tokens.to(tl.float32)[:, None], frequency, fast_sine
             )

@@ -26,7 +26,7 @@ ROUNDER = tl.constexpr(12582912.0)
 
 
 # Columns of a table of bands; see `tables.BandTable`.
-COLUMNS = tl.constexpr(10)
+COLUMNS = tl.constexpr(12)
 LOG2_E = tl.constexpr(math.log2(math.e))
 LN_2 = tl.constexpr(math.log(2))
 # As `call.LARGEST_SINK`.
@@ -60,11 +60,17 @@ def band_keys(
 
 @triton.jit
 def mapped(
-    tokens: tl.tensor, size: tl.tensor, shift: tl.tensor, positions: tl.tensor, capacity: tl.tensor, exists: tl.tensor
+    tokens: tl.tensor,
+    inverse: tl.tensor,
+    shift: tl.tensor,
+    positions: tl.tensor,
+    capacity: tl.tensor,
+    exists: tl.tensor,
 ) -> tl.tensor:
     """Positions (float32) of a position function for `tokens`; its two numbers as in `tables.BandTable`."""
-    if size > 0:
-        found = (tokens // size + shift).to(tl.float32)
+    if inverse > 0:
+        # Of tokens below `tables.LARGEST_FORMULA` this is the whole quotient, and takes a fifth of its time.
+        found = tl.floor((tokens.to(tl.float32) + 0.5) * inverse) + shift.to(tl.float32)
     else:
         found = tl.load(positions + shift.to(tl.int64) * capacity + tokens, mask=exists, other=0.0)
     return found

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ropewalk.maps.positions import PositionFunction
 from ropewalk.ops.rotary import Rotary
 from ropewalk.ops.triton.launch import Launch, multiples_of_16
 
@@ -20,36 +21,38 @@ _WARPS = 4
 _HEADS_PER_PROGRAM = 8
 
 
-def rerotate(x: Tensor, cosine: Tensor, sine: Tensor, rotary: Rotary, out: Tensor | None = None) -> Tensor:
-    """x re-rotated by the tables, as `Rotary.rotate` does it: in float32, rounded once to x's dtype.
+def rerotate(x: Tensor, function: PositionFunction, begin: int, rotary: Rotary, first: int = 0) -> Tensor:
+    """As `ropewalk.ops.rotary.rerotated`: in float32, rounded once to x's dtype.
 
     Args:
-        x: (batch, heads, tokens, head_dim), float32, bfloat16 or float16, any strides whose last is 1.
-        cosine, sine: float32, (tokens, pairs), as `Rotary.table` returns them; last stride 1.
-        rotary: says which dimensions make the pairs; those it leaves out pass through.
-        out: takes the result; shape and dtype of x, any strides whose last is 1, and may be x itself.
+        x: (batch, heads, tokens, head_dim), float32, bfloat16 or float16, any strides whose last is 1: rotated at true
+            positions from `begin` on.
+        function: the positions that the result is rotated at.
+        first: tokens at the beginning that the result may hold anything for.
 
     Returns:
-        `out`, or a new contiguous tensor shaped as x.
-
-    Raises:
-        ValueError: shapes, dtypes or strides do not fit.
+        x itself where nothing moves, or a new contiguous tensor shaped as x.
     """
-    if out is None:
-        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _check(x, cosine, sine, rotary, out)
-    batch, heads, tokens, head_dim = x.shape
-    if x.numel() == 0:
+    if not rotary.moves(function):
+        return x
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    first = max(first, 0)
+    source, target = x[:, :, first:], out[:, :, first:]
+    batch, heads, tokens, head_dim = source.shape
+    if source.numel() == 0:
         return out
-    strides = (*x.stride()[:3], *out.stride()[:3], cosine.stride(0), sine.stride(0))
-    kinds = tuple([y.data_ptr() % 16 == 0 for y in (x, cosine, sine, out)])
-    pairs, aligned = rotary.pairs, multiples_of_16(strides)
-    launch = _launch(head_dim, rotary.offset, pairs, rotary.interleaved, aligned, x.dtype, x.device, kinds)
+    cosine, sine = rotary.table(function, begin + first, begin + x.shape[2], x.device)
+    strides = (*source.stride()[:3], *target.stride()[:3], cosine.stride(0), sine.stride(0))
+    kinds = tuple([y.data_ptr() % 16 == 0 for y in (source, cosine, sine, target)])
+    aligned = multiples_of_16(strides)
+    launch = _launch(head_dim, rotary.offset, rotary.pairs, rotary.interleaved, aligned, x.dtype, x.device, kinds)
     head_groups = -(-batch * heads // _HEADS_PER_PROGRAM)
     # One axis, for only the first may have more than 65535 programs.
-    grid = (-(-tokens // _block_tokens(pairs)) * head_groups, 1, 1)
+    grid = (-(-tokens // _block_tokens(rotary.pairs)) * head_groups, 1, 1)
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-        launch[grid](x, cosine, sine, out, *strides, batch * heads, heads, tokens, head_groups, *launch.constants)
+        launch[grid](
+            source, cosine, sine, target, *strides, batch * heads, heads, tokens, head_groups, *launch.constants
+        )
     return out
 
 
@@ -82,34 +85,6 @@ def _launch(
         "aligned": aligned,
     }
     return Launch(_rerotate, constants, {"num_warps": _WARPS})
-
-
-def _check(x: Tensor, cosine: Tensor, sine: Tensor, rotary: Rotary, out: Tensor) -> None:
-    problem = _problem(x, cosine, sine, rotary, out)
-    if problem is not None:
-        raise ValueError(f"rerotate: {problem}")
-
-
-def _problem(x: Tensor, cosine: Tensor, sine: Tensor, rotary: Rotary, out: Tensor) -> str | None:
-    """What does not fit. Text is made only where something is wrong: this is called for every layer and chunk."""
-    if x.ndim != 4:
-        return f"x must be (batch, heads, tokens, head_dim), got {tuple(x.shape)}"
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"x must be float32, bfloat16 or float16, got {x.dtype}"
-    table = (x.shape[-2], rotary.pairs)
-    if not (cosine.shape == sine.shape == table and cosine.dtype == sine.dtype == torch.float32):
-        return (
-            f"tables must be float32 {table}, got {cosine.dtype} {tuple(cosine.shape)} and "
-            f"{sine.dtype} {tuple(sine.shape)}"
-        )
-    if rotary.offset + rotary.dim > x.shape[-1]:
-        return f"a rotary embedding of {rotary.dim} dimensions from {rotary.offset} on does not fit {x.shape[-1]}"
-    if out.shape != x.shape or out.dtype != x.dtype:
-        return f"out must be {x.dtype} {tuple(x.shape)}, got {out.dtype} {tuple(out.shape)}"
-    for y in (x, out, cosine, sine):
-        if y.stride(-1) != 1 and y.shape[-1] > 1:
-            return "the last stride of every tensor must be 1"
-    return None
 
 
 _NUMBERS = ["x_batch", "x_head", "x_token", "out_batch", "out_head", "out_token", "cosine_token", "sine_token",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,14 +14,19 @@ from ropewalk.maps.edges import Edge
 from ropewalk.maps.positions import Grouped, PositionFunction
 from ropewalk.ops.triton.primitives import COLUMNS, NO_END
 
+# With r = 1 / size rounded, (token + 0.5) * r is off by less than 2^-23 of itself, and 0.5 / size from the next whole
+# number: so its whole part is right for tokens below this.
+LARGEST_FORMULA = 1 << 22
+
 
 @dataclass(frozen=True, eq=False)
 class BandTable:
     """Bands in numbers.
 
     Args:
-        bands: int32, (bands, COLUMNS): back, block and cap of the low and of the high edge, then two numbers of the
-            query's position function and two of the keys': size and shift of `Grouped`, or 0 and a row of `positions`.
+        bands: int32, (bands, COLUMNS): back, block and cap of the low and of the high edge; then two numbers of the
+            query's position function and two of the keys': of `Grouped` the bits of float32 1 / size, and the shift, or
+            0 and a row of `positions`; then the sizes of `Grouped`, the query's and the keys'.
         positions: float32, (functions, capacity): by true position, those of functions that are no `Grouped`.
         is_diagonal: whether all edges are diagonals, or the first key.
     """
@@ -41,8 +47,8 @@ def make_table(bands: Iterable[Band], capacity: int, device: torch.device) -> Ba
     rows: dict[PositionFunction, int] = {}
 
     def numbers(function: PositionFunction) -> tuple[int, int]:
-        if isinstance(function, Grouped):
-            return function.size, function.shift
+        if isinstance(function, Grouped) and capacity <= LARGEST_FORMULA:
+            return int(np.float32(1 / function.size).view(np.int32)), function.shift
         return 0, rows.setdefault(function, len(rows))
 
     table = [
@@ -51,6 +57,7 @@ def make_table(bands: Iterable[Band], capacity: int, device: torch.device) -> Ba
             *edge_numbers(band.high),
             *numbers(band.query_positions),
             *numbers(band.key_positions),
+            *(function.size if isinstance(function, Grouped) else 0 for function in band.functions),
         )
         for band in seen
     ]
