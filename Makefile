@@ -14,7 +14,7 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-real test-gpu lint types docs-test bench bench-gpu clean
+.PHONY: help demo test test-real test-gpu lint types docs docs-test dist bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,8 +38,16 @@ lint: $(VENV)/.dev  ## ruff: rules and formatting
 types: $(VENV)/.dev  ## mypy
 	$(BIN)/mypy
 
-docs-test: $(VENV)/.dev  ## run the README's examples, and hold published results to their rows
-	$(BIN)/pytest -m docs tests/docs $(ARGS)
+docs-test: $(VENV)/.dev  ## run the examples of README, documentation and examples/, hold results to their rows
+	$(BIN)/pytest -m "docs and not slow" tests/docs $(ARGS)
+
+docs: $(VENV)/.docs  ## build the documentation site into build/site; make docs ARGS=--serve shows it while you write
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(if $(filter --serve,$(ARGS)),serve,build --strict --quiet --site-dir build/site)
+
+dist: $(VENV)/.dist  ## build the source archive and the wheel into dist, and check them
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
+	$(BIN)/twine check --strict dist/*
 
 bench: $(VENV)/.package  ## CPU attention under a map, as a ratio to plain attention
 	$(BIN)/python benchmarks/attention_cpu.py $(ARGS)
@@ -86,6 +94,15 @@ $(VENV)/.package: pyproject.toml constraints.txt $(VENV)/.torch
 
 $(VENV)/.dev: $(VENV)/.package
 	$(INSTALL) --no-build-isolation -e ".[dev]"
+	@touch $@
+
+# What only the site and a release need, in the same environment: the site reads the command line's own help.
+$(VENV)/.docs: $(VENV)/.dev
+	$(INSTALL) mkdocs-material "mkdocstrings[python]"
+	@touch $@
+
+$(VENV)/.dist: $(VENV)/.dev
+	$(INSTALL) build twine
 	@touch $@
 
 # Only the weights file of this package is used: its own dependencies would ask for a C++ build.

@@ -142,6 +142,13 @@ class Call:
         return replace(self, query=self.query * factors, query_scaling=None)
 
 
+def device_lacks(device: torch.device) -> str | None:
+    """What a device needs to be right under a map, and has not; None where nothing is known to be missing."""
+    if device.type == "mps" or (device.type == "xpu" and not torch.xpu.get_device_properties(device).has_fp64):
+        return f"device {device.type} has no float64, in which positions become angles: move it to the CPU"
+    return None
+
+
 def side_by_side(x: MaybeTensor) -> MaybeTensor:
     """x with the numbers of a head side by side, as every kernel reads them."""
     return x if x is None or x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
@@ -200,6 +207,8 @@ def _shape_problem(call: Call) -> str | None:
             return f"dtypes differ: query {call.query.dtype}, {name} {x.dtype}"
     if not call.query.device == call.key.device == call.value.device:
         return f"devices differ: query {call.query.device}, key {call.key.device}, value {call.value.device}"
+    if (lacks := device_lacks(call.query.device)) is not None:
+        return lacks
     if call.rotary.offset < 0 or call.rotary.offset + call.rotary.dim > q[3]:
         return f"a rotary embedding of {call.rotary.dim} dimensions from {call.rotary.offset} on does not fit"
     return None

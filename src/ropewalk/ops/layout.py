@@ -53,7 +53,8 @@ class Layout:
     """Where tokens lie in the key and query slots of one call. Slots that hold no token are never seen.
 
     Args:
-        query_length, key_length: slots of the query and of the key tensor.
+        query_length: slots of the query tensor.
+        key_length: slots of the key tensor.
         query_start: key slot of the first query; by default the queries are the last keys. A tensor (one element) for
             static caches. Key slots after the last query are not yet written.
         key_mask: bool, shape (batch, key slots): which slots hold a token; by default all. Key slots past its end hold

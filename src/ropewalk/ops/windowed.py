@@ -22,6 +22,8 @@ def unsupported(query: Tensor, key: Tensor, value: Tensor) -> str | None:
     if query.device.type == "cpu":
         return None
     if query.device.type == "cuda":
+        if torch.version.hip:  # its kernel behind the same name does not read the window
+            return "ROCm"
         if query.dtype not in _HALF:
             return f"{query.dtype} on a GPU"
         return f"head dimension {query.shape[-1]}" if query.shape[-1] > 256 or query.shape[-1] % 8 else None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import causal_mask_function
 
+from ropewalk.ops.call import device_lacks
 from ropewalk.ops.rotary import Rotary
 
 PROBE_NAME = "ropewalk-probe"
@@ -88,6 +89,8 @@ def probe(model: PreTrainedModel, trained_window: int) -> list[ProbedLayer]:
 
 def check_decoder(model: PreTrainedModel) -> None:
     """Raises UnsupportedModelError for models that show without a run that they cannot be extended."""
+    if (lacks := device_lacks(model.device)) is not None:
+        raise UnsupportedModelError(f"{type(model).__name__} cannot be extended where it is: {lacks}")
     if model.config.is_encoder_decoder:
         raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder: only decoders are supported")
     if not _inverse_frequencies(model):
