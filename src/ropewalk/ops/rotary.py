@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -81,7 +82,7 @@ class Rotary:
         """Of a layer without rotary embedding."""
         return cls(torch.empty(0))
 
-    @property
+    @cached_property
     def pairs(self) -> int:
         """Rotated pairs of dimensions of a head."""
         return self.inverse_frequencies.shape[0]
