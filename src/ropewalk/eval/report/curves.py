@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ropewalk.eval.report.drawing import EDGE, INK, MARK, MUTED, Picture, canvas, svg
+from ropewalk.eval.report.drawing import EDGE, INK, MARK, MUTED, Picture, picture
 from ropewalk.eval.report.estimates import Estimate
 from ropewalk.eval.report.scores import Score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
 
 # Told apart by every kind of color vision, with a marker each for grey.
 _COLORS = ("#2f6fab", "#d9730d", "#7a4fa3", "#0e8a8a", "#b8336a", "#8a6d1d")
@@ -110,20 +111,20 @@ def curves(its: Curves) -> Picture:
     head = 0.5 if its.title else 0.3
     width, plot, legend = its.width, 0.43 * its.width, 0.2 * sum(label.count("\n") + 1 for label in labels) + 0.25
     height = head + plot + 0.6 + legend
-    drawn = canvas(width, height)
-    axes = drawn.add_axes((0.8 / width, (0.6 + legend) / height, (width - 1.0) / width, plot / height))
-    for number, (line, label) in enumerate(zip(its.lines, labels, strict=True)):
-        # Beside each other, so that no bar hides another.
-        aside = (max(its.ticks) / min(its.ticks)) ** (0.006 * (2 * number - len(labels) + 1)) if its.is_log else 1.0
-        _line(axes, line, label, aside, its.band)
-    _axes(axes, its, shown)
-    if its.title:
-        axes.set_title(its.title, loc="left", fontsize=10.5, weight="bold", parse_math=False)
-    entries = axes.get_legend_handles_labels()
-    below = drawn.legend(*entries, loc="lower left", bbox_to_anchor=(0.09, 0.0), frameon=False, fontsize=9)
-    for text in below.get_texts():
-        text.set_parse_math(False)
-    return Picture(its.name, its.alt, svg(drawn))
+
+    def paint(canvas: Canvas) -> None:
+        axes = canvas.add_axes((0.8 / width, (0.6 + legend) / height, (width - 1.0) / width, plot / height))
+        for number, (line, label) in enumerate(zip(its.lines, labels, strict=True)):
+            # Beside each other, so that no bar hides another.
+            aside = (max(its.ticks) / min(its.ticks)) ** (0.006 * (2 * number - len(labels) + 1)) if its.is_log else 1.0
+            _line(axes, line, label, aside, its.band)
+        _axes(axes, its, shown)
+        if its.title:
+            axes.set_title(its.title, loc="left", fontsize=10.5, weight="bold")
+        entries = axes.get_legend_handles_labels()
+        canvas.legend(*entries, loc="lower left", bbox_to_anchor=(0.09, 0.0), frameon=False, fontsize=9)
+
+    return picture(its.name, its.alt, width, height, paint)
 
 
 def _label(line: Line, shown: tuple[float, float] | None) -> str:
@@ -181,8 +182,8 @@ def _axes(axes: Axes, its: Curves, shown: tuple[float, float] | None) -> None:
         axes.axvline(x, color=MARK, linewidth=1.4, linestyle=(0, (4, 2)), zorder=1)
         axes.annotate(what, (x, 1), xycoords=("data", "axes fraction"), xytext=(4, -2), textcoords="offset points",
                       fontsize=8, color=MARK, va="top")  # fmt: skip
-    axes.set_xlabel(its.x_title, parse_math=False)
-    axes.set_ylabel(its.score.title, parse_math=False)
+    axes.set_xlabel(its.x_title)
+    axes.set_ylabel(its.score.title)
     axes.grid(axis="y", color=EDGE, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK)
