@@ -142,6 +142,17 @@ def test_rows_are_kept_where_the_summary_cannot_be_shown(tmp_path, capsys, monke
     assert capsys.readouterr().err.splitlines()[-1] == "error: cannot write to standard output: No space left on device"
 
 
+def test_what_extras_bring_is_not_needed_before_it_is_used():
+    """The parser may need some of it itself."""
+    code = (
+        "import sys\n"
+        "for name in ('pydantic', 'pydantic_core', 'jinja2', 'scipy', 'matplotlib', 'lm_eval', 'datasets'):\n"
+        "    sys.modules[name] = None\n"
+        "import ropewalk.cli, ropewalk.eval.demo"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="/dev/full")
 @pytest.mark.parametrize(("streams", "code"), [(">/dev/full", 2), ("2>&- >&-", 2)])
 def test_as_a_process(streams, code):
