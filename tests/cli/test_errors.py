@@ -19,8 +19,9 @@ SIZES = ["--trained-window", "4096", "--length", "16384"]
 
 def commands(group, *names):
     """All there are, as they are typed."""
-    for name, command in group.commands.items():
+    for name in group.list_commands(None):
         yield (*names, name)
+        command = group.get_command(None, name)
         yield from commands(command, *names, name) if hasattr(command, "commands") else ()
 
 
@@ -85,7 +86,7 @@ RAISED = [
 def test_errors_of_the_system(command, capsys):
     group = one = typer.main.get_command(app)
     for name in command:
-        one = one.commands[name]
+        one = one.get_command(None, name)
     for error, message in RAISED:
 
         def fails(error=error, **_):

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+# Tokens behind a text that was read before: fewer are a question, and read in a moment.
+_SHORT = 512
 # Takes what is done, what there is in all, and what is being done if that changes.
 Advance = Callable[..., None]
 
@@ -61,7 +63,10 @@ def progress(console: Console, label: str, unit: str, lines: int) -> Iterator[Ad
 
 
 @contextmanager
-def reading(console: Console, label: str = "Reading") -> Iterator[Advance]:
-    """Shows a prefill's progress while it runs; gives the function to call with the tokens done and to be done."""
+def reading(console: Console, label: str = "Reading", beginning: int = 0) -> Iterator[Advance]:
+    """Shows a prefill's progress while it runs; gives the function to call with the tokens done and to be done.
+
+    Of those, `beginning` were read before, and the rest may be too few to show.
+    """
     with progress(console, label, "tokens", 5) as advance:
-        yield advance
+        yield lambda done, total: None if beginning and total - beginning < _SHORT else advance(done, total)
