@@ -44,22 +44,21 @@ def test_failures_are_told_and_are_no_success(tmp_path, monkeypatch):
             raise RuntimeError(f"out of \x1b[31mmemory at {len(prompts[0].token_ids) // 1000}")
         return ["no"]
 
+    few = [*SMALL, "--depths", "0,1", "--samples", "1", "--method", "unmodified", "-o", tmp_path]
     monkeypatch.setattr(Dummy, "answers", fails)
     limit = 0
-    result = run("passkey", *SMALL, "--method", "unmodified", "-o", tmp_path)
+    result = run("passkey", *few)
     assert result.exit_code == 3
-    assert result.stdout == f"0 examples done, 12 failed (run the same again to try those): {tmp_path}\n"
-    assert "failed: unmodified, 200-0.000-0 and 5 more: RuntimeError: out of \\x1b[31mmemory at 0\n" in result.stderr
+    assert result.stdout == f"0 examples done, 4 failed (run the same again to try those): {tmp_path}\n"
+    assert "failed: unmodified, 200-0.000-0 and 1 more: RuntimeError: out of \\x1b[31mmemory at 0\n" in result.stderr
     limit = 500
-    result = run("passkey", *SMALL, "--method", "unmodified", "-o", tmp_path)
+    result = run("passkey", *few)
     assert (result.exit_code, result.stdout.partition(":")[0]) == (
         0,
-        "6 examples done, 6 failed (run the same again to try those)",
+        "2 examples done, 2 failed (run the same again to try those)",
     )
     limit = 5000
-    assert run("passkey", *SMALL, "--method", "unmodified", "-o", tmp_path).stdout.startswith(
-        "6 were there already, 6 "
-    )
+    assert run("passkey", *few).stdout.startswith("2 were there already, 2 ")
 
 
 def test_damaged_lines_are_told_and_asked_again(tmp_path):
