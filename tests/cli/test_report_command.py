@@ -60,10 +60,40 @@ def no_row(folder):
 
 def no_text(folder):
     (folder / "results" / "results.jsonl").write_bytes(b"\xff\xfe\n")
-    return folder / "results", "the results cannot be read"
+    return folder / "results", "line 1, is no row"
 
 
-@pytest.mark.parametrize("spoil", [no_folder, no_results, no_rows, no_row, no_text])
+def no_file(folder):
+    (folder / "results" / "results-1.jsonl").symlink_to("/dev/zero")
+    return folder / "results", "results-1.jsonl': is no regular file"
+
+
+def no_facts(folder):
+    [facts] = (folder / "results").glob("facts-*.json")
+    facts.unlink()
+    return folder / "results", f"results.jsonl, line 1, needs {facts.name}, which is not there: put it back"
+
+
+def broken_facts(folder):
+    [facts] = (folder / "results").glob("facts-*.json")
+    facts.write_bytes(b"\xff")
+    return folder / "results", f"{facts.name} cannot be read"
+
+
+def no_config(folder):
+    (folder / "results" / "config.json").write_bytes(b"\xff")
+    return folder / "results", "config.json cannot be read"
+
+
+def another_task(folder):
+    path = folder / "results" / "config.json"
+    path.write_text(path.read_text().replace('"passkey"', '"needle"'))
+    return folder / "results", 'line 1, is of task "passkey", and the folder of "needle"'
+
+
+@pytest.mark.parametrize(
+    "spoil", [no_folder, no_results, no_rows, no_row, no_text, no_file, no_facts, broken_facts, no_config, another_task]
+)
 def test_bad_folders(results, tmp_path, spoil):
     folder, message = spoil(tmp_path)
     told(run("report", folder, "-o", tmp_path / "page.html"), message)
@@ -73,7 +103,9 @@ def test_bad_folders(results, tmp_path, spoil):
 def test_bad_output(results, tmp_path):
     told(run("report", results, "-o", tmp_path / "page.pdf"), "--output must end in .html")
     (tmp_path / "file").write_text("")
-    told(run("report", results, "-o", tmp_path / "file" / "page.html"), "cannot write")
+    told(run("report", results, "-o", tmp_path / "file" / "page.html"), "file': File exists")
+    told(run("report", results, "-o", ""), "must name a file or a folder, got ''")
+    told(run("report", ""), "must name a file or a folder, got ''")
 
 
 def told(result, message):

@@ -1,12 +1,12 @@
 """Made-up results, for reports."""
 
-from ropewalk.eval.report import runs
-from ropewalk.eval.results import Config, Facts, Row
+from ropewalk.eval.results import Config, Facts, Row, Run
 
 SELFEXTEND = "selfextend(group_size=8, window=1024)"
 FACTS = Facts(
-    model="m", model_hash="h", dtype="float32", device="cpu", seed=0, commit="abc", versions={"torch": "2.13.0"}
-)
+    task="passkey", version=1, model="m", model_hash="h", dtype="float32", device="cpu", seed=0, commit="abc",
+    versions={"torch": "2.13.0"},
+)  # fmt: skip
 SETTINGS = {"lengths": [4096, 8192], "depths": [0.0, 1.0], "samples": 2}
 
 
@@ -21,15 +21,13 @@ def config(task="passkey", methods=("unmodified", SELFEXTEND), **changes):
 def row(method, score, length=4096, depth=0.0, sample=0, task="passkey", facts=FACTS, cell=None, metric="exact_match"):
     """A score that is a text is an error."""
     return Row(
-        task=task,
-        version=1,
         method=method,
         example=f"{length}-{depth}-{sample}",
         cell=cell or {"length": length, "depth": depth},
         scores={} if isinstance(score, str) else {metric: score},
         seconds=0.5,
         error=score if isinstance(score, str) else None,
-        facts=facts,
+        facts=facts.model_copy(update={"task": task}),
     )
 
 
@@ -44,7 +42,7 @@ def grid(method, score):
 
 
 def run(rows, folder="results/a", **changes):
-    return runs.Run(folder, config(**changes), tuple(rows))
+    return Run(folder, config(**changes), tuple(rows))
 
 
 def found(method):

@@ -1,6 +1,7 @@
 import base64
 import re
 import sys
+import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import pytest
@@ -9,7 +10,8 @@ from markdown_it import MarkdownIt
 
 from ropewalk.eval import report
 from ropewalk.eval.report import runs, tables
-from ropewalk.eval.results import Results, ResultsError
+from ropewalk.eval.results import Results, ResultsError, Run, read
+from ropewalk.files import printable
 
 NASTY = "<script>alert(1)</script> | **a** `b` & $x_1$"
 
@@ -134,7 +136,7 @@ def test_all_failed():
 def test_markup_in_results_is_shown_as_it_is():
     nasty = full(("unmodified", NASTY), folder=f"dir {NASTY}", model=NASTY, settings=SETTINGS | {NASTY: NASTY})
     failed = row("unmodified", f"ValueError: {NASTY}", sample=7)
-    page = report.build([runs.Run(nasty.folder, nasty.config, (*nasty.rows, failed))])
+    page = report.build([Run(nasty.folder, nasty.config, (*nasty.rows, failed))])
     html, plain = report.to_html(page), Page(report.to_html(page))
     assert "script" not in plain.tags
     assert "<script" not in html
@@ -142,6 +144,80 @@ def test_markup_in_results_is_shown_as_it_is():
     shown = Page(MarkdownIt("commonmark").enable("table").render(report.to_markdown(page, "x_files")))
     assert shown.tags <= {"h1", "h2", "p", "strong", "table", "thead", "tbody", "tr", "th", "td", "img", "ul", "li"}
     assert shown.text.count(NASTY) >= 5
+
+
+# What files of somebody else may hold where a name is expected.
+NAMES = {
+    "a path": "../../../PWNED",
+    "an absolute path": "/tmp/PWNED",
+    "no name": "",
+    "a folder": ".",
+    "a long name": "x" * 300,
+    "a picture of Markdown": "x>) <script>alert(1)</script> ![a](<b",
+    "HTML": '"><img src=x onerror=alert(1)><!--',
+    "an end of a comment": "--><svg onload=alert(1)>--!>",
+    "a link": "[a](javascript:alert(1)) https://a.example www.a.example a@b.example <https://b.example>",
+    "attributes": "x {onclick=alert(1)} {: onclick=alert(1) } {{ 7 * 7 }} {% raw %}",
+    "a formula": r"$\frac$ $$x$$ \(x\) `x` ~~x~~ ^x^",
+    "a line": "a\n\n# b\r\n<script>\x0b\u2028---\n",
+    "what steers a terminal": "\x1b]0;x\x07\x1b[2J\x9b31m\x00\x7f\u202egnp.exe\ufeff\ud800",
+}
+
+
+def from_somebody(name):
+    """A run whose every word is this one."""
+    facts = FACTS.model_copy(update={"device": name, "dtype": name, "commit": name, "versions": {name: name}})
+    rows = [
+        row(method, score, length, depth, task=name, facts=facts, metric=name, sample=sample)
+        for method in ("unmodified", name)
+        for length in (1, 2)
+        for depth in (0.0, 1.0)
+        for sample, score in enumerate((0.5, 1.0, name or "error"))
+    ]
+    rows = [one.model_copy(update={"cell": {name: one.cell["length"], "depth": one.cell["depth"]}}) for one in rows]
+    rows += [row("unmodified", 1.0, cell={name: name, "x": 1}, sample=9, metric=name, task=name, facts=facts)]
+    changes = {"settings": {name: [name, {name: name}]}, "methods": ("unmodified", name), "model": name, "task": name}
+    return Run(name, config(**changes), tuple(rows), (name, name))
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_words_of_somebody_else_are_words(name, tmp_path):
+    """Wherever they go: the names of files, HTML, Markdown and pictures."""
+    page, markdown = report.write(report.build([from_somebody(name), full()]), tmp_path / "a" / "b" / "page.html")
+    files = sorted(str(path.relative_to(page.parent)) for path in tmp_path.rglob("*") if path.is_file())
+    pictures = [*(f"task-1-{i}" for i in (1, 2, "colors")), *(f"passkey-{i}" for i in (1, 2, "colors"))]
+    assert files == sorted(["page.html", "page.md", *(f"page_files/{picture}.svg" for picture in pictures)])
+    html, plain = (Page(page.read_text()) for _ in range(2))
+    assert not html.tags & {"script", "svg", "a"}
+    assert html.tags == Page(report.to_html(report.build([full(), full(task="other")]))).tags | {"ul", "li"}
+    assert all(address.startswith("data:image/svg+xml;base64,") for address in html.loaded)
+    rendered = MarkdownIt("gfm-like", {"linkify": False}).render(markdown.read_text())
+    shown = Page(rendered)
+    assert shown.tags <= {
+        "h1",
+        "h2",
+        "p",
+        "strong",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "img",
+        "ul",
+        "li",
+        "hr",
+    }
+    assert shown.loaded == [f"page_files/{picture}.svg" for picture in pictures]
+    for path in tmp_path.rglob("*.svg"):
+        tags = {element.tag.rpartition("}")[2] for element in ElementTree.parse(path).getroot().iter()}
+        assert tags <= {"svg", "g", "path", "use", "defs", "style", "metadata", "rect", "clipPath", "RDF", "Work",
+                        "type", "format", "creator", "Agent", "title"}  # fmt: skip
+    for path in (page, markdown):
+        assert all(one.isprintable() or one == "\n" for one in path.read_text())
+    for text in (plain.text, shown.text):
+        assert " ".join(text.split()).count(printable(name)) >= 10
 
 
 def test_the_page_loads_nothing():
@@ -181,15 +257,15 @@ def test_written_files(tmp_path):
 
 def test_read(tmp_path):
     with pytest.raises(ResultsError, match="there is no folder"):
-        report.read(tmp_path / "none")
+        read(tmp_path / "none")
     with pytest.raises(ResultsError, match="holds no results"):
-        report.read(tmp_path)
+        read(tmp_path)
     results = Results(tmp_path, config())
     with pytest.raises(ResultsError, match="has no rows yet"):
-        report.read(tmp_path)
+        read(tmp_path)
     for one in (row("unmodified", "ValueError: no"), row("unmodified", 1.0), row(SELFEXTEND, 0.0)):
         results.add(one)
     path = tmp_path / "results.jsonl"
     path.write_text(path.read_text() + '{"task": "pass')  # a run that still goes on, or was killed
-    read = report.read(tmp_path)
-    assert [(one.method, one.error) for one in read.rows] == [("unmodified", None), (SELFEXTEND, None)]
+    there = read(tmp_path)
+    assert [(one.method, one.error) for one in there.rows] == [("unmodified", None), (SELFEXTEND, None)]

@@ -1,68 +1,131 @@
 import json
+import math
+import os
+import subprocess
+import sys
 
 import pytest
 
-from ropewalk.eval.results import Config, Facts, Results, ResultsError, Row, read_config, read_rows
+from ropewalk.eval.results import Config, Facts, Results, ResultsError, Row, read, read_config, read_rows
+from ropewalk.eval.share import ALL, Share
 
 CONFIG = Config(
     task="passkey", version=1, settings={"lengths": [8]}, methods=("unmodified",), model="m", model_hash="h", seed=0,
     trained_window=8192,
 )  # fmt: skip
-FACTS = Facts(model="m", model_hash="h", dtype="float32", device="cpu", seed=0, commit="", versions={})
+FACTS = Facts(
+    task="passkey", version=1, model="m", model_hash="h", dtype="float32", device="cpu", seed=0, commit="", versions={}
+)
 
 
-def row(example, error=None, **scores):
+def row(example, error=None, facts=FACTS, **scores):
     return Row(
-        task="passkey", version=1, method="unmodified", example=example, cell={"length": 8}, seconds=0.1, error=error,
-        scores=scores, facts=FACTS,
-    )  # fmt: skip
+        method="unmodified", example=example, cell={"length": 8}, seconds=0.1, error=error, scores=scores, facts=facts
+    )
+
+
+def add(folder, *rows, config=CONFIG, share=ALL):
+    with Results(folder, config, share) as results:
+        for one in rows:
+            results.add(one)
+
+
+def done(folder):
+    with Results(folder, CONFIG) as results:
+        return {example for _, example in results.done}
+
+
+def examples(folder):
+    return [one.example for one in read_rows(folder)]
 
 
 def test_rows_come_back(tmp_path):
-    results = Results(tmp_path / "new" / "folder", CONFIG)
-    rows = [row("a", exact_match=1.0), row("b", exact_match=0.0)]
-    for one in rows:
-        results.add(one)
-    assert list(read_rows(tmp_path / "new" / "folder")) == rows
+    later = FACTS.model_copy(update={"commit": "abc"})
+    # Also what is infinite, and characters that end lines.
+    rows = [row("a", exact_match=1.0), row("b", score=math.inf), row("c\u2028\x85\x1e\r\n", facts=later)]
+    add(tmp_path / "new" / "folder", *rows)
+    assert read_rows(tmp_path / "new" / "folder") == tuple(rows)
     assert read_config(tmp_path / "new" / "folder") == CONFIG
+    files = sorted(path.name for path in (tmp_path / "new" / "folder").iterdir() if not path.name.startswith("."))
+    assert files == ["config.json", *sorted(f"facts-{one.name}.json" for one in (FACTS, later)), "results.jsonl"]
 
 
-@pytest.mark.parametrize("cut", [1, 20, 200])
+def as_once(*rows):
+    """Lines as they were when each held its facts: with what is now one of them beside the others."""
+    for one in rows:
+        facts = one.facts.model_dump()
+        beside = {name: facts.pop(name) for name in ("task", "version")}
+        yield json.dumps({**beside, **one.model_dump(), "facts": facts}) + "\n"
+
+
+def test_rows_that_hold_their_facts_are_read(tmp_path):
+    rows = [row("a", exact_match=1.0), row("b", "RuntimeError: no")]
+    add(tmp_path)
+    (tmp_path / "results.jsonl").write_text("".join(as_once(*rows)))
+    assert read_rows(tmp_path) == tuple(rows)
+    add(tmp_path, row("b", exact_match=0.0))
+    assert examples(tmp_path) == ["a", "b"]
+
+
+@pytest.mark.parametrize("cut", [1, 20, 80])
 def test_half_a_line_is_written_again(tmp_path, cut):
     """Whenever the process was killed, nothing is lost and nothing there twice."""
-    results = Results(tmp_path, CONFIG)
-    results.add(row("a"))
-    results.add(row("b"))
+    add(tmp_path, row("a"), row("b"))
     path = tmp_path / "results.jsonl"
     path.write_bytes(path.read_bytes()[:-cut])
-    again = Results(tmp_path, CONFIG)
-    assert again.done == {("unmodified", "a")}
-    again.add(row("b"))
-    assert [one.example for one in read_rows(tmp_path)] == ["a", "b"]
+    assert examples(tmp_path) == ["a"], "a run may be read while it goes on"
+    assert done(tmp_path) == {"a"}
+    add(tmp_path, row("b"))
+    assert examples(tmp_path) == ["a", "b"]
+    assert read(tmp_path).damaged == ()
 
 
-def test_answers_with_any_characters_come_back(tmp_path):
-    results = Results(tmp_path, CONFIG)
-    odd = row("a").model_copy(update={"output": "a\u2028b\x85c\x1ed\r\n"})
-    results.add(odd)
-    assert list(read_rows(tmp_path)) == [odd]
-
-
-def test_half_a_line_is_no_row(tmp_path):
-    """A run may be read while it goes on."""
-    Results(tmp_path, CONFIG).add(row("a"))
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"null", b"\xff\x00", b'{"method": "unmodified"}', b"[" * 10**5, b'{"seconds": NaN}']
+)
+def test_a_damaged_line_costs_its_example_alone(tmp_path, damage):
+    add(tmp_path, row("a"), row("b"), row("c"))
     path = tmp_path / "results.jsonl"
-    path.write_text(path.read_text() + path.read_text()[:-30])
-    assert [one.example for one in read_rows(tmp_path)] == ["a"]
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(before := b"\n".join([lines[0], damage, *lines[2:]]))
+    assert examples(tmp_path) == ["a", "c"]
+    [told] = read(tmp_path).damaged
+    assert told.startswith("results.jsonl, line 2, is no row: ")
+    assert done(tmp_path) == {"a", "c"}
+    add(tmp_path, row("b"))
+    assert path.read_bytes().startswith(before), "nothing is lost"
+    assert examples(tmp_path) == ["a", "c", "b"]
 
 
-def test_a_failed_example_is_tried_again(tmp_path):
-    results = Results(tmp_path, CONFIG)
-    results.add(row("a", error="RuntimeError: no"))
-    assert results.done == set()
-    results.add(row("a", exact_match=1.0))
-    assert [one.error for one in read_rows(tmp_path)] == [None]
-    assert Results(tmp_path, CONFIG).done == {("unmodified", "a")}
+@pytest.mark.parametrize(
+    ("name", "value"), [("task", "needle"), ("version", 2), ("model", "n"), ("model_hash", "g"), ("seed", 1)]
+)
+@pytest.mark.parametrize("old", [False, True])
+def test_rows_of_something_else_are_refused_by_name(tmp_path, name, value, old):
+    other = row("b", facts=FACTS.model_copy(update={name: value}))
+    add(tmp_path, row("a"))
+    add(tmp_path / "other", other, config=CONFIG.model_copy(update={name: value}))
+    if old:
+        (tmp_path / "results-7.jsonl").write_text("".join(as_once(other)))
+    else:
+        (tmp_path / "other" / "results.jsonl").rename(tmp_path / "results-7.jsonl")
+        for path in (tmp_path / "other").glob("facts-*"):
+            path.rename(tmp_path / path.name)
+    for use in (read, done):
+        with pytest.raises(
+            ResultsError, match=rf"results-7.jsonl, line 1, is of {name.replace('_', ' ')} {json.dumps(value)}"
+        ):
+            use(tmp_path)
+
+
+@pytest.mark.parametrize("failed_in", [0, 1])
+def test_a_failed_example_is_tried_again(tmp_path, failed_in):
+    """By whichever process, and whichever file is read first."""
+    add(tmp_path, row("a", "RuntimeError: no"), share=Share(failed_in, 2))
+    assert done(tmp_path) == set()
+    add(tmp_path, row("a", exact_match=1.0), share=Share(1 - failed_in, 2))
+    assert [one.scores for one in read_rows(tmp_path)] == [{"exact_match": 1.0}]
+    assert done(tmp_path) == {"a"}
 
 
 @pytest.mark.parametrize(
@@ -74,9 +137,10 @@ def test_a_failed_example_is_tried_again(tmp_path):
     ],
 )
 def test_another_run_is_refused(tmp_path, change, message):
-    Results(tmp_path, CONFIG)
+    add(tmp_path)
     with pytest.raises(ResultsError, match=message):
         Results(tmp_path, CONFIG.model_copy(update=change))
+    assert done(tmp_path) == set(), "it is open to its own"
 
 
 def test_a_run_that_did_not_record_the_trained_window_goes_on(tmp_path):
@@ -84,8 +148,8 @@ def test_a_run_that_did_not_record_the_trained_window_goes_on(tmp_path):
     del before["trained_window"]
     (tmp_path / "config.json").write_text(json.dumps(before))
     assert read_config(tmp_path).trained_window is None
-    Results(tmp_path, CONFIG).add(row("a"))
-    assert [one.example for one in read_rows(tmp_path)] == ["a"]
+    add(tmp_path, row("a"))
+    assert examples(tmp_path) == ["a"]
 
 
 def test_what_cannot_be_read(tmp_path):
@@ -97,16 +161,65 @@ def test_what_cannot_be_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"task": "passkey"}))
     with pytest.raises(ResultsError, match=r"config.json cannot be read: version: Field required"):
         read_config(tmp_path)
-    (tmp_path / "results.jsonl").write_text('{"task": 3}\n')
-    with pytest.raises(ResultsError, match=r"results.jsonl, line 1, is no row: task"):
-        list(read_rows(tmp_path))
 
 
-@pytest.mark.parametrize("failed_in", [0, 1])
-def test_an_example_that_another_process_did_in_the_end(tmp_path, failed_in):
-    """Whichever file is read first."""
-    Results(tmp_path, CONFIG, process=failed_in).add(row("a", "killed"))
-    assert Results(tmp_path, CONFIG).done == set()
-    Results(tmp_path, CONFIG, process=1 - failed_in).add(row("a", exact_match=1.0))
-    assert [one.scores for one in read_rows(tmp_path)] == [{"exact_match": 1.0}]
-    assert Results(tmp_path, CONFIG).done == {("unmodified", "a")}
+# Shares of an evaluation, as (index, count, limit): which others may write while the first does.
+ONE = (0, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("mine", "others", "together"),
+    [
+        (ONE, ONE, False),
+        ((0, 2, None), (0, 2, None), False),
+        ((0, 2, None), (1, 2, None), True),
+        ((1, 12, 5), (11, 12, 5), True),
+        # Their examples may be the same.
+        ((1, 2, None), (0, 1, None), False),
+        ((1, 2, None), (0, 12, None), False),
+        ((1, 2, None), (0, 2, 100), False),
+    ],
+)
+def test_nobody_does_what_another_process_does(tmp_path, mine, others, together):
+    def opened(index, count, limit):
+        return Results(tmp_path, CONFIG, Share(index, count), limit)
+
+    with opened(*mine):
+        if together:
+            opened(*others).close()
+        else:
+            with pytest.raises(ResultsError, match="another process is writing to"):
+                opened(*others)
+    opened(*others).close()
+
+
+def test_a_killed_process_locks_nobody_out(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from ropewalk.eval.results import *\n"
+        "results = Results(Path(sys.argv[1]), Config.model_validate_json(sys.argv[2]))\n"
+        "print('open', flush=True); input()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path, CONFIG.model_dump_json()], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"open\n"
+    for share in (ALL, Share(1, 2)):
+        with pytest.raises(ResultsError, match="another process is writing to"):
+            Results(tmp_path, CONFIG, share)
+    process.kill()
+    process.communicate()
+    for share in (Share(1, 2), ALL):
+        Results(tmp_path, CONFIG, share).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_full_disk_is_named(tmp_path):
+    with Results(tmp_path, CONFIG) as results:
+        results.add(row("a"))
+        (tmp_path / "results.jsonl").rename(tmp_path / "kept")
+        (tmp_path / "results.jsonl").symlink_to("/dev/full")
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            results.add(row("b"))
+        assert caught.value.filename == os.fspath(tmp_path / "results.jsonl")
+    (tmp_path / "kept").replace(tmp_path / "results.jsonl")
+    assert examples(tmp_path) == ["a"]

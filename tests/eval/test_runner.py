@@ -4,7 +4,8 @@ import pytest
 
 from ropewalk.eval.methods import Method
 from ropewalk.eval.results import Results, read_rows
-from ropewalk.eval.runner import Share, config_of, facts_of, run, spread
+from ropewalk.eval.runner import config_of, facts_of, run, spread
+from ropewalk.eval.share import Share
 from ropewalk.eval.subjects import Dummy
 from ropewalk.eval.tasks.passkey import Passkey, PasskeySettings
 
@@ -19,9 +20,9 @@ def one_outcome(one, example, subject):
     return one.outcomes([example], subject)[0]
 
 
-def start(folder, subject, one=None):
-    one = one or task()
-    return one, Results(folder, config_of(one, METHODS, subject, 0)), facts_of(subject, 0)
+def start(folder, subject, **options):
+    one = task()
+    return one, Results(folder, config_of(one, METHODS, subject, 0), **options), facts_of(one, subject, 0)
 
 
 def test_every_example_under_every_method(tmp_path):
@@ -49,6 +50,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path):
     one, results, facts = start(tmp_path, Stopped())
     with pytest.raises(KeyboardInterrupt):
         run(one, METHODS, Stopped(), results, facts)
+    results.close()
     before = (tmp_path / "results.jsonl").read_text()
     subject = Dummy()
     one, results, facts = start(tmp_path, subject)
@@ -170,9 +172,8 @@ def test_a_batch_that_fails_is_asked_one_by_one(tmp_path):
 def test_shares_are_all_and_each_has_all_lengths(tmp_path):
     subject = Dummy()
     for index in range(3):
-        one, _, facts = start(tmp_path, subject)
-        results = Results(tmp_path, config_of(one, METHODS, subject, 0), process=index)
-        run(one, METHODS, subject, results, facts, share=Share(index, 3))
+        one, results, facts = start(tmp_path, subject, share=Share(index, 3))
+        run(one, METHODS, subject, results, facts)
     rows = list(read_rows(tmp_path))
     assert len({row.key for row in rows}) == len(rows) == 16
     for name in ("results.jsonl", "results-1.jsonl", "results-2.jsonl"):
@@ -182,6 +183,6 @@ def test_shares_are_all_and_each_has_all_lengths(tmp_path):
 
 def test_the_commit_can_be_named(monkeypatch):
     monkeypatch.setenv("ROPEWALK_COMMIT", "abc1234")
-    assert facts_of(Dummy(), 0).commit == "abc1234"
+    assert facts_of(task(), Dummy(), 0).commit == "abc1234"
     monkeypatch.delenv("ROPEWALK_COMMIT")
-    assert facts_of(Dummy(), 0).commit != "abc1234"
+    assert facts_of(task(), Dummy(), 0).commit != "abc1234"

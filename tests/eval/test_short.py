@@ -15,7 +15,6 @@ from lm_eval.tasks import TaskManager
 
 from ropewalk.eval import report
 from ropewalk.eval.methods import Method, parse
-from ropewalk.eval.report import runs
 from ropewalk.eval.results import Results, read_rows
 from ropewalk.eval.runner import config_of, facts_of, run
 from ropewalk.eval.subjects import Dummy, Model
@@ -85,8 +84,8 @@ def task(data, *names, **settings):
 
 
 def ask(folder, one, subject, methods=(PLAIN,), **options):
-    results = Results(folder, config_of(one, methods, subject, 0))
-    counts = run(one, methods, subject, results, facts_of(subject, 0), **options)
+    results = Results(folder, config_of(one, methods, subject, 0), **options)
+    counts = run(one, methods, subject, results, facts_of(one, subject, 0))
     return counts, list(read_rows(folder))
 
 
@@ -311,7 +310,7 @@ def test_infinite_is_refused_before_anything_is_asked(data, tmp_path):
 
 def test_a_report_shows_all_scores_by_task(data, tmp_path):
     ask(tmp_path, task(data, "arc_challenge", "gsm8k", questions=2), Dummy())
-    (section,) = report.build([runs.read(tmp_path)]).sections
+    (section,) = report.build([report.read(tmp_path)]).sections
     names = "Acc", "Acc norm", "Exact match (flexible-extract)", "Exact match (strict-match)"
     assert sorted(table.caption for table in section.tables) == [f"{name} by task" for name in names]
     assert all("better" not in table.note for table in section.tables)

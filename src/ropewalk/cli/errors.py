@@ -1,22 +1,33 @@
-"""How a user's mistakes are shown: one line on stderr, exit code 2, never a traceback."""
+"""How what goes wrong is shown: one line on stderr, exit code 2, never a traceback."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout, suppress
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
 import typer
 from typer.core import TyperGroup
 
+from ropewalk.files import naming, printable
 from ropewalk.maps import MapEntryPointError
 
 # What the parser raises for a wrong option, value or command; its name and place differ between typer's releases.
 _ParserError: type[Exception] = typer.BadParameter.__bases__[0]
 
 EXIT_CODE = 2
+# Of a program whose reader has gone, such as `head`: it ends without a word, as typer's and rich's do.
+_READER_GONE = 1
+
+# What is not installed with Ropewalk alone, by the extra that it comes with.
+_EXTRAS = {name: "eval" for name in ("filelock", "jinja2", "pydantic", "pydantic_core", "scipy")} | {
+    "lm_eval": "lm-eval",
+    "matplotlib": "plot",
+}
 
 
 class UserError(Exception):
@@ -24,7 +35,8 @@ class UserError(Exception):
 
 
 class Commands(TyperGroup):
-    """A group of commands that shows `UserError` and the parser's errors in one line.
+    """A group of commands that shows in one line what users and their systems do wrong: `UserError`, the parser's
+    errors, files that cannot be read or written, and packages that are not there.
 
     With `--json` among the arguments the line is `{"error": "..."}`; stdout stays empty either way.
     """
@@ -34,23 +46,79 @@ class Commands(TyperGroup):
     ) -> Any:
         arguments = list(sys.argv[1:] if args is None else args)
         extra["standalone_mode"] = False
+        if sys.stderr is None:
+            # Else what is meant for it would go to stdout.
+            sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
         try:
-            status = super().main(args=arguments, prog_name=prog_name, **extra)
+            if sys.stdout is None:
+                raise UserError("standard output is closed: there is nowhere to show anything")
+            with redirect_stdout(_Stdout(sys.stdout)) as stdout:
+                status = super().main(args=arguments, prog_name=prog_name, **extra)
+                stdout.flush()
         except typer.Abort:
             sys.exit(1)
-        except (UserError, MapEntryPointError) as error:
-            message = str(error)
-        except _ParserError as error:
-            message = getattr(error, "format_message", error.__str__)()
-        else:
-            sys.exit(status if isinstance(status, int) else 0)
-        show(message, as_json="--json" in arguments)
-        sys.exit(EXIT_CODE)
+        except (UserError, MapEntryPointError, OSError, ImportError, _ParserError) as error:
+            _end(error, as_json="--json" in arguments)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _end(error: Exception, as_json: bool) -> NoReturn:
+    if getattr(error, "filename", None) == _Stdout.name:
+        _Stdout.give_up()
+        if isinstance(error, BrokenPipeError):
+            sys.exit(_READER_GONE)
+    message = told(error)
+    # Where even this cannot be shown the exit code has to do. Nothing is to be said where help was shown instead.
+    with suppress(OSError):
+        if message:
+            show(message, as_json)
+    sys.exit(EXIT_CODE)
+
+
+class _Stdout:
+    """Standard output, whose errors have a name."""
+
+    name = "standard output"
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with naming(self.name):
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with naming(self.name):
+            self._stream.flush()
+
+    @staticmethod
+    def give_up() -> None:
+        """What is still to be written cannot be: Python would try once more, at its end, and fail."""
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def told(error: Exception) -> str:
+    """An error for users: of the system with the name of the file, of a missing package with what to install."""
+    if isinstance(error, OSError) and error.strerror:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else None
+        if name is None:
+            return error.strerror
+        what = f"write to {name}" if name == _Stdout.name else f"read or write {name!r}"
+        return f"cannot {what}: {error.strerror}"
+    if isinstance(error, ImportError):
+        package = (error.name or "").partition(".")[0]
+        if package in _EXTRAS:
+            return f"this needs {package}, which is not installed: pip install 'ropewalk[{_EXTRAS[package]}]'"
+    return getattr(error, "format_message", error.__str__)()
 
 
 def show(message: str, as_json: bool) -> None:
     """Writes an error to stderr, in one line."""
-    message = " ".join(message.split())
+    message = printable(message)
     print(json.dumps({"error": message}) if as_json else f"error: {message}", file=sys.stderr)
 
 

@@ -12,7 +12,10 @@ from rich.table import Table
 
 from ropewalk.cli.errors import UserError
 from ropewalk.cli.map_options import MapOptions, check_tokens, with_map_options
-from ropewalk.explain import PICTURE_SUFFIXES, BandSummary, Explanation, draw, explain, number
+from ropewalk.cli.paths import path
+from ropewalk.explanation import BandSummary, Explanation, explain, number
+from ropewalk.files import naming
+from ropewalk.map_picture import PICTURE_SUFFIXES, draw
 
 # Bands printed at most; SELF by distance has one for each group size.
 _ROWS = 8
@@ -23,7 +26,9 @@ def command(
     map_options: MapOptions,
     trained_window: Annotated[int, typer.Option(help="Tokens that the model was trained on.")],
     length: Annotated[int, typer.Option(help="Tokens of the text.")],
-    picture: Annotated[Path | None, typer.Option(help="Draw the map to this PNG or SVG file.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(parser=path, metavar="FILE", help="Draw the map to this PNG or SVG file.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Show what a position map does to a text: its bands, the positions used, the longest texts, and a picture.
@@ -36,21 +41,13 @@ def command(
     check_tokens("--length", length)
     explanation = explain(map_options.choose(length, trained_window), trained_window, length)
     if picture is not None:
-        _draw(explanation, picture)
+        with naming(picture):
+            draw(explanation, picture)
     if as_json:
         drawn = {"picture": str(picture)} if picture is not None else {}
         print(json.dumps({**explanation.to_dict(), **drawn}, indent=2))
     else:
         _print(explanation, picture)
-
-
-def _draw(explanation: Explanation, picture: Path) -> None:
-    try:
-        draw(explanation, picture)
-    except ImportError as error:
-        raise UserError(str(error)) from error
-    except OSError as error:
-        raise UserError(f"cannot write {str(picture)!r}: {error.strerror or error}") from error
 
 
 def _print(explanation: Explanation, picture: Path | None) -> None:

@@ -1,16 +1,17 @@
-"""How far a long prefill is, and how long it will still take: a bar on a terminal, a few lines elsewhere."""
+"""How far something long is, and how long it will still take: a bar on a terminal, a few lines elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from time import perf_counter
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-# On a terminal's stderr a bar, elsewhere at most this many lines.
-_LINES = 5
+# Tokens behind a text that was read before: fewer are a question, and read in a moment.
+_SHORT = 512
+# Takes what is done, what there is in all, and what is being done if that changes.
+Advance = Callable[..., None]
 
 
 def duration(seconds: float) -> str:
@@ -25,45 +26,47 @@ def size(number: float) -> str:
 
 
 @contextmanager
-def reading(console: Console, label: str = "Reading") -> Iterator[Callable[[int, int], None]]:
-    """Shows a prefill's progress while it runs; gives the function to call with the tokens done and to be done."""
-    from ropewalk.integrations.transformers.generation import PrefillCost
+def progress(console: Console, label: str, unit: str, lines: int) -> Iterator[Advance]:
+    """Shows progress while it runs, with rich's estimate of the time left; nothing of it stays on a terminal.
 
-    points: list[tuple[int, float]] = []
-    began = perf_counter()
+    Args:
+        unit: what is counted, in the plural.
+        lines: at most so many are written where there is no terminal.
 
-    def left(done: int, total: int) -> str:
-        if done > 0:
-            points.append((done, perf_counter() - began))
-        if not points or done >= total:
-            return ""
-        cost = PrefillCost.fit(points)
-        return f"about {duration(cost.seconds(total) - cost.seconds(done))} left"
-
-    if not console.is_terminal:
-        printed = 0
-
-        def report(done: int, total: int) -> None:
-            nonlocal printed
-            text = left(done, total)
-            step = done * _LINES // total if total else 0
-            if step > printed:
-                printed = step
-                console.print(f"{label}: {done:,} of {total:,} tokens{', ' if text else ''}{text}", soft_wrap=True)
-
-        yield report
-        return
-
+    Yields:
+        What to call with how much is done and how much there is, and what is being done now if that is another.
+    """
     columns = (
         SpinnerColumn("line"),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens {task.fields[left]}"),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} " + unit),
+        TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(label, total=None, left="", visible=False)
+    written = 0
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(label, total=None, visible=False)
 
-        def report_bar(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total, left=left(done, total), visible=True, refresh=True)
+        def advance(done: int, total: int, now: str = label) -> None:
+            nonlocal written
+            bar.update(task, completed=done, total=total, description=now, visible=True, refresh=True)
+            step = done * lines // total if total else 0
+            if bar.disable and step > written:
+                written = step
+                left = bar.tasks[task].time_remaining
+                about = f", about {duration(left)} left" if left else ""
+                console.print(
+                    f"{now}: {done:,} of {total:,} {unit}{about}", soft_wrap=True, highlight=False, markup=False
+                )
 
-        yield report_bar
+        yield advance
+
+
+@contextmanager
+def reading(console: Console, label: str = "Reading", beginning: int = 0) -> Iterator[Advance]:
+    """Shows a prefill's progress while it runs; gives the function to call with the tokens done and to be done.
+
+    Of those, `beginning` were read before, and the rest may be too few to show.
+    """
+    with progress(console, label, "tokens", 5) as advance:
+        yield lambda done, total: None if beginning and total - beginning < _SHORT else advance(done, total)

@@ -8,33 +8,31 @@ from typing import Annotated
 import typer
 
 from ropewalk.cli.errors import UserError
+from ropewalk.cli.paths import path
 
 _SUFFIX = ".html"
 
 
 def command(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="Folders of `ropewalk eval`.")],
+    folders: Annotated[list[Path], typer.Argument(parser=path, metavar="DIR", help="Folders of `ropewalk eval`.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="HTML page to write; beside it the same as Markdown.")
+        Path,
+        typer.Option(
+            "--output", "-o", parser=path, metavar="FILE", help="HTML page to write; beside it the same as Markdown."
+        ),
     ] = Path("report.html"),
 ) -> None:
     """Write a page of the results of evaluations: figures, tables, failures, and how they were made."""
     if output.suffix.lower() != _SUFFIX:
         raise UserError(f"--output must end in {_SUFFIX}, got {str(output)!r}")
     from ropewalk.eval import report
-    from ropewalk.eval.results import ResultsError
+    from ropewalk.eval.results import ResultsError, read
 
     try:
-        runs = [report.read(folder) for folder in _once(folders)]
-        page = report.build(runs)
-    except (ResultsError, ImportError) as error:
+        runs = [read(folder) for folder in _once(folders)]
+    except ResultsError as error:
         raise UserError(str(error)) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the results cannot be read: {error}") from error
-    try:
-        written, markdown = report.write(page, output)
-    except OSError as error:
-        raise UserError(f"cannot write {str(output)!r}: {error.strerror or error}") from error
+    written, markdown = report.write(report.build(runs), output)
     print(f"{sum(len(run.rows) for run in runs)} rows: {written} and {markdown}")
 
 

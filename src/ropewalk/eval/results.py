@@ -1,23 +1,47 @@
-"""What an evaluation leaves behind: a folder with the configuration, saved first, and one row an example as it goes.
+"""What an evaluation leaves behind: a folder with what was asked for, and one row an example, written as it goes.
 
-DIR/config.json     what was asked for; a run can only be gone on with as it was started
-DIR/results.jsonl   one `Row` a line
-DIR/results-1.jsonl those of a second process, where several share a run; and so on
+DIR/config.json      what was asked for, saved first; a run can only be gone on with as it was started
+DIR/results.jsonl    one `Row` a line
+DIR/results-1.jsonl  those of a second process, where several share a run; and so on
+DIR/facts-*.json     where and by what rows were computed: `Facts`, which rows name by the part behind "facts-"
+DIR/.running-*       a lock, while a process writes
+
+Rows that were written before facts had a file hold them themselves, and are read as well.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from filelock import FileLock, Timeout
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from ropewalk.eval.errors import first_problem
+from ropewalk.eval.share import ALL, Share
+from ropewalk.files import naming, read_bytes
 
-_CONFIG, _ROWS = "config.json", "results*.jsonl"
+_CONFIG, _ROWS, _FACTS, _LOCKS = "config.json", "results*.jsonl", "facts-*.json", ".running-*"
+# What is the same in all rows of a folder, by the names that both the configuration and the facts have.
+_SHARED = ("task", "version", "model", "model_hash", "seed")
+
+_Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class ResultsError(ValueError):
@@ -25,7 +49,11 @@ class ResultsError(ValueError):
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Scores may be infinite, as a perplexity is that is too large for a float.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+_R = TypeVar("_R", bound=_Record)
 
 
 class Config(_Record):
@@ -49,16 +77,18 @@ class Config(_Record):
     model: str
     model_hash: str
     seed: int
-    trained_window: int | None = None
+    trained_window: _Whole | None = None
 
 
 class Facts(_Record):
-    """Where and by what a row was computed.
+    """What rows are of, and where and by what they were computed: the same for all that a process writes.
 
     Attributes:
         batch_size: prompts or passages at a time; how they are rounded depends on it.
     """
 
+    task: str
+    version: int
     model: str
     model_hash: str
     dtype: str
@@ -67,6 +97,11 @@ class Facts(_Record):
     seed: int
     commit: str
     versions: dict[str, str]
+
+    @cached_property
+    def name(self) -> str:
+        """The same for the same facts, and for no others."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
 
 
 class Row(_Record):
@@ -81,18 +116,17 @@ class Row(_Record):
         scores: by name of the metric; empty where it failed.
         seconds: that the example took; of one in a batch, its part of the batch's.
         error: what went wrong, in one line; None if nothing did.
+        facts: in a file their name.
     """
 
-    task: str
-    version: int
     method: str
     example: str
-    cell: dict[str, int | float | str]
-    prompt_tokens: int | None = None
+    cell: dict[str, _Whole | FiniteFloat | str]
+    prompt_tokens: _Whole | None = None
     target: str | None = None
     output: str | None = None
     scores: dict[str, float] = {}
-    seconds: float
+    seconds: FiniteFloat
     error: str | None = None
     facts: Facts
 
@@ -100,40 +134,106 @@ class Row(_Record):
     def key(self) -> tuple[str, str]:
         return self.method, self.example
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_once(cls, data: Any) -> Any:
+        """A row that holds its facts itself, and beside them what is now one of them."""
+        if isinstance(data, dict) and isinstance(data.get("facts"), dict):
+            data = dict(data)
+            beside = {name: data.pop(name) for name in ("task", "version") if name in data}
+            data["facts"] = {**beside, **data["facts"]}
+        return data
+
+    @field_validator("facts", mode="before")
+    @classmethod
+    def _by_name(cls, facts: Any, info: ValidationInfo) -> Any:
+        return info.context[facts] if isinstance(facts, str) and info.context is not None else facts
+
+    @field_serializer("facts")
+    def _named(self, facts: Facts) -> str:
+        return facts.name
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its folder has it, finished or not.
+
+    Attributes:
+        rows: of all processes; of an example that was tried again, the latest that did not fail.
+        damaged: lines that are no rows, and why.
+    """
+
+    folder: str
+    config: Config
+    rows: tuple[Row, ...]
+    damaged: tuple[str, ...] = ()
+
+    @property
+    def methods(self) -> list[str]:
+        """Those that have rows, in the order in which they were asked for."""
+        there = {row.method for row in self.rows}
+        return [method for method in self.config.methods if method in there] + sorted(there - {*self.config.methods})
+
 
 class Results:
-    """A folder of results, opened to be added to."""
+    """A folder of results, opened to be added to; nobody else can while it is open.
 
-    def __init__(self, folder: Path, config: Config, process: int = 0) -> None:
+    Attributes:
+        share, limit: what of the examples this process asks, and of how many of each method; None for all.
+        done: methods and examples that have a row which did not fail.
+        damaged: lines that are no rows, and why; they stay where they are.
+    """
+
+    def __init__(self, folder: Path, config: Config, share: Share = ALL, limit: int | None = None) -> None:
         """Starts a run in an empty or missing folder, or goes on with the one that is there.
 
-        Args:
-            process: number of this process among those that share the run: each has a file of its own.
-
         Raises:
-            ResultsError: the folder holds another run, or something else.
+            ResultsError: the folder holds another run, or something else; or another process does the same examples.
+            OSError: it cannot be written.
         """
-        self._rows = folder / (f"results-{process}.jsonl" if process else "results.jsonl")
+        self._folder, self.share, self.limit = folder, share, limit
+        self._rows = folder / (f"results-{share.index}.jsonl" if share.index else "results.jsonl")
+        self._written: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(folder, share, limit)
+        try:
+            self._start(config)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, config: Config) -> None:
         # Looked for first: another process that shares the run writes its rows after the configuration.
-        rows = sorted(folder.glob(_ROWS))
-        path = folder / _CONFIG
+        rows = sorted(self._folder.glob(_ROWS))
+        path = self._folder / _CONFIG
         if path.exists():
-            _check_same(read_config(folder), config, folder)
+            _check_same(read_config(self._folder), config, self._folder)
         elif rows:
-            raise ResultsError(f"{folder} holds {rows[0].name} without a {_CONFIG}: name another folder")
+            raise ResultsError(f"{self._folder} holds {rows[0].name} without a {_CONFIG}: name another folder")
         else:
-            # Whole or not at all, whenever the process is killed.
-            temporary = path.with_suffix(f".tmp{process}")
-            temporary.write_text(config.model_dump_json(indent=2) + "\n")
-            temporary.replace(path)
+            _write_whole(path, config, self.share)
         self._cut_half_a_line()
-        self.done = {row.key for row in read_rows(folder) if row.error is None}
+        there = _read(self._folder, config)
+        self.done, self.damaged = {row.key for row in there.rows if row.error is None}, there.damaged
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets others write."""
+        _release(self._lock)
 
     def add(self, row: Row) -> None:
         """Writes a row; it is on the disk when this returns."""
-        with self._rows.open("a") as file:
-            file.write(row.model_dump_json() + "\n")
+        facts = row.facts.name
+        if facts not in self._written:
+            _write_whole(self._folder / f"facts-{facts}.json", row.facts, self.share)
+            self._written.add(facts)
+        with naming(self._rows), self._rows.open("a", encoding="utf-8") as file:
+            file.write(row.model_dump_json(exclude_defaults=True) + "\n")
             file.flush()
             os.fsync(file.fileno())
         if row.error is None:
@@ -149,34 +249,105 @@ class Results:
                     file.truncate(len(whole))
 
 
+def read(folder: Path) -> Run:
+    """Raises ResultsError: there is none, it holds other things, or has no rows yet."""
+    if not folder.is_dir():
+        raise ResultsError(f"there is no folder {folder}")
+    found = _read(folder, read_config(folder))
+    if not found.rows:
+        raise ResultsError(
+            f"{folder} has no rows: {found.damaged[0]}"
+            if found.damaged
+            else f"{folder} has no rows yet: run the evaluation first"
+        )
+    return found
+
+
 def read_config(folder: Path) -> Config:
     """Raises ResultsError: there is none, or it cannot be read."""
-    path = folder / _CONFIG
     try:
-        return Config.model_validate_json(path.read_text())
+        return _record(folder / _CONFIG, Config)
     except FileNotFoundError:
         raise ResultsError(f"{folder} holds no results: there is no {_CONFIG}") from None
+
+
+def read_rows(folder: Path) -> tuple[Row, ...]:
+    """Those of `Run`; there may be none."""
+    return _read(folder, read_config(folder)).rows
+
+
+def _read(folder: Path, config: Config) -> Run:
+    known = {path.stem.removeprefix("facts-"): _record(path, Facts) for path in sorted(folder.glob(_FACTS))}
+    latest: dict[tuple[str, str], Row] = {}
+    damaged = []
+    for path in sorted(folder.glob(_ROWS)):
+        # Answers may hold other characters that end lines, unescaped. After the last "\n" is what was being written.
+        for number, line in enumerate(read_bytes(path).split(b"\n")[:-1], start=1):
+            try:
+                row = Row.model_validate_json(line, context=known)
+            except ValidationError as error:
+                damaged.append(f"{path.name}, line {number}, is no row: {first_problem(error)}")
+                continue
+            except KeyError as error:
+                raise ResultsError(
+                    f"{path}, line {number}, needs facts-{error.args[0]}.json, which is not there: put it back, or "
+                    "move the line elsewhere, and its example is asked again"
+                ) from None
+            _check_of(row.facts, config, f"{path}, line {number},")
+            if row.error is None or row.key not in latest or latest[row.key].error is not None:
+                latest[row.key] = row
+    return Run(str(folder), config, tuple(latest.values()), tuple(damaged))
+
+
+def _record(path: Path, kind: type[_R]) -> _R:
+    try:
+        return kind.model_validate_json(read_bytes(path))
     except ValidationError as error:
         raise ResultsError(f"{path} cannot be read: {first_problem(error)}") from error
 
 
-def read_rows(folder: Path) -> Iterator[Row]:
-    """The rows of a run, of all its processes; of an example that was tried again, the latest that did not fail.
+def _write_whole(path: Path, record: _Record, share: Share) -> None:
+    """Whole or not at all, whenever the process is killed."""
+    temporary = path.with_suffix(f".tmp{share.index}")
+    with naming(temporary):
+        temporary.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _locked(folder: Path, share: Share, limit: int | None) -> FileLock:
+    """Holds what tells others that this process writes; the system lets it go when the process ends, however it does.
+
+    Processes that share a run have different examples, if each is told the same number of them: those can write
+    together, and no others.
 
     Raises:
-        ResultsError: a line is no row.
+        ResultsError: another writes what this one would.
     """
-    latest: dict[tuple[str, str], Row] = {}
-    for path in sorted(folder.glob(_ROWS)):
-        # Answers may hold other characters that end lines, unescaped. After the last "\n" is what was being written.
-        for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
-            try:
-                row = Row.model_validate_json(line)
-            except ValidationError as error:
-                raise ResultsError(f"{path}, line {number}, is no row: {first_problem(error)}") from error
-            if row.error is None or row.key not in latest or latest[row.key].error is not None:
-                latest[row.key] = row
-    yield from latest.values()
+    division = f"of-{share.count}" + ("" if limit is None else f"-limit-{limit}")
+    mine = FileLock(folder / f".running-{share.index}-{division}")
+    try:
+        mine.acquire(timeout=0)
+        # Taken first and looked around afterwards: of two that come at once, not both can miss the other.
+        for path in folder.glob(_LOCKS):
+            if not path.name.endswith(division):
+                its = FileLock(path)
+                its.acquire(timeout=0)
+                # Of a process that is gone.
+                _release(its)
+    except Timeout:
+        _release(mine)
+        raise ResultsError(
+            f"another process is writing to {folder}: wait until it has ended, or name another folder"
+        ) from None
+    return mine
+
+
+def _release(lock: FileLock) -> None:
+    if lock.is_locked:
+        # While it is held: afterwards it may be another's.
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()
+        lock.release()
 
 
 def _check_same(started: Config, wanted: Config, folder: Path) -> None:
@@ -187,4 +358,15 @@ def _check_same(started: Config, wanted: Config, folder: Path) -> None:
             raise ResultsError(
                 f"{folder} was started with {name} {json.dumps(old)}, not {json.dumps(new)}: "
                 "go on with what it was started with, or name another folder"
+            )
+
+
+def _check_of(facts: Facts, config: Config, where: str) -> None:
+    """Raises ResultsError: the row is of something else than the folder."""
+    for name in _SHARED:
+        its, ours = getattr(facts, name), getattr(config, name)
+        if its != ours:
+            raise ResultsError(
+                f"{where} is of {name.replace('_', ' ')} {json.dumps(its)}, and the folder of {json.dumps(ours)}: "
+                "move it to a folder of its own"
             )

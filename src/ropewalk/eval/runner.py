@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import TypeVar
+from typing import Any
 
 from ropewalk.eval.commit import commit_of
 from ropewalk.eval.errors import told
@@ -16,33 +17,22 @@ from ropewalk.eval.results import Config, Facts, Results, Row
 from ropewalk.eval.subjects import Subject, batches
 from ropewalk.eval.tasks.base import Example, Outcome, Task
 
-T = TypeVar("T")
-
 # Called after each example with its row, and the examples done and to be done in all.
 OnRow = Callable[[Row, int, int], None]
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one of several processes does: every `count`-th example, from `index` on, so that all have as long texts."""
-
-    index: int = 0
-    count: int = 1
-
-    def of(self, examples: Sequence[T]) -> list[T]:
-        return list(examples[self.index :: self.count])
-
-
-ALL = Share()
-
-
-@dataclass(frozen=True)
 class Counts:
-    """Examples of a run."""
+    """Examples of a run.
+
+    Attributes:
+        failures: the first example that failed with each message, and how many did.
+    """
 
     done_before: int
     done: int
     failed: int
+    failures: list[tuple[Row, int]] = field(default_factory=list)
 
 
 def config_of(
@@ -60,11 +50,13 @@ def config_of(
     )
 
 
-def facts_of(subject: Subject, seed: int) -> Facts:
+def facts_of(task: Task, subject: Subject, seed: int) -> Facts:
     """Of this process."""
     from ropewalk.integrations.transformers.models import versions
 
     return Facts(
+        task=task.name,
+        version=task.version,
         model=subject.name,
         model_hash=subject.weights_hash,
         dtype=subject.dtype,
@@ -77,35 +69,30 @@ def facts_of(subject: Subject, seed: int) -> Facts:
 
 
 def run(
-    task: Task,
-    methods: Sequence[Method],
-    subject: Subject,
-    results: Results,
-    facts: Facts,
-    limit: int | None = None,
-    on_row: OnRow | None = None,
-    share: Share = ALL,
+    task: Task, methods: Sequence[Method], subject: Subject, results: Results, facts: Facts, on_row: OnRow | None = None
 ) -> Counts:
-    """Asks every example under every method, the shortest first; one that fails is recorded, and the others go on.
+    """Asks every example of this process's share under every method, the shortest first; one that fails is recorded,
+    and the others go on.
 
-    Args:
-        limit: examples of each method, spread over all there are; None for all.
-        share: of the examples, that this process asks; the counts are of these.
+    Returns:
+        Counts of the share.
 
     Raises:
         UnsupportedModelError: a method does not take the model.
         ValueError: the task does not take a method.
+        OSError: a row cannot be written; those before it are.
     """
     for method in methods:
         task.check(method)
-    examples = share.of(sorted(spread(list(task.examples()), limit), key=lambda example: example.tokens))
+    wanted = spread(list(task.examples()), results.limit)
+    examples = results.share.of(sorted(wanted, key=lambda example: example.tokens))
     pending = {
         method: [example for example in examples if (method.name, example.name) not in results.done]
         for method in methods
     }
     total = len(examples) * len(methods)
     before = done = total - sum(map(len, pending.values()))
-    failed = 0
+    failed: list[Row] = []
     for method, left in pending.items():
         if not left:
             continue
@@ -113,10 +100,15 @@ def run(
             for batch in batches(left, subject.batch_size):
                 for row in _rows(task, method, batch, asked, facts):
                     results.add(row)
-                    done, failed = done + 1, failed + (row.error is not None)
+                    done += 1
+                    if row.error is not None:
+                        failed.append(row)
                     if on_row is not None:
                         on_row(row, done, total)
-    return Counts(before, done - before - failed, failed)
+    first = {(row.method, row.error): row for row in reversed(failed)}
+    counts = Counter((row.method, row.error) for row in failed)
+    failures = [(first[kind], count) for kind, count in counts.most_common()]
+    return Counts(before, done - before - len(failed), len(failed), failures)
 
 
 def spread(examples: Sequence[Example], limit: int | None) -> list[Example]:
@@ -140,21 +132,17 @@ def _rows(task: Task, method: Method, examples: Sequence[Example], subject: Subj
             yield from _rows(task, method, [example], subject, facts)
         return
     seconds = round((perf_counter() - began) / len(examples), 3)
-    for i, example in enumerate(examples):
-        outcome = None if outcomes is None else outcomes[i]
+    # Of what failed there is nothing but the error.
+    known: list[dict[str, Any]] = [{}] * len(examples) if outcomes is None else [*map(vars, outcomes)]
+    for example, its in zip(examples, known, strict=True):
         yield Row(
-            task=task.name,
-            version=task.version,
             method=method.name,
             example=example.name,
             cell=example.cell,
-            prompt_tokens=None if outcome is None else outcome.prompt_tokens,
-            target=None if outcome is None else outcome.target,
-            output=None if outcome is None else outcome.output,
-            scores={} if outcome is None else outcome.scores,
             seconds=seconds,
             error=problem,
             facts=facts,
+            **its,
         )
 
 

@@ -15,9 +15,11 @@ from contextlib import ExitStack
 from signal import SIGTERM
 from tempfile import TemporaryFile
 
-from ropewalk.eval.runner import Share
+from ropewalk.eval.share import Share
 
 _POLL_SECONDS, _GRACE_SECONDS = 0.2, 5
+# Exit code of a process that asked all its examples, and every one failed: no reason to end the others.
+ALL_FAILED = 3
 
 
 def share() -> Share | None:
@@ -66,11 +68,11 @@ def launch(processes: int) -> int:
         except KeyboardInterrupt:
             # It has reached all of them.
             code = 130
-        if code not in (0, 130):
+        if code not in (0, 130, ALL_FAILED):
             _end([one for one, _ in running])
         for one, _ in running:
             one.wait()
-        if code and running[0][0].returncode in (0, -SIGTERM):
+        if code not in (0, ALL_FAILED) and running[0][0].returncode in (0, -SIGTERM):
             for one, errors in running:
                 if errors is not None and one.returncode == code:
                     errors.seek(0)
@@ -92,7 +94,7 @@ def _first_failure(running: Sequence[subprocess.Popen[bytes]]) -> int:
     """Waits until one has failed or all have ended."""
     while True:
         codes = [one.poll() for one in running]
-        failed = [code for code in codes if code]
+        failed = [code for code in codes if code not in (None, 0, ALL_FAILED)]
         if failed or None not in codes:
-            return failed[0] if failed else 0
+            return failed[0] if failed else max(codes)  # type: ignore[type-var, return-value]
         time.sleep(_POLL_SECONDS)

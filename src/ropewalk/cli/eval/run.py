@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ropewalk.cli import model_options
 from ropewalk.cli.errors import UserError
@@ -26,14 +25,19 @@ from ropewalk.cli.model_options import (
     TrustRemoteCodeOption,
     VerboseOption,
 )
+from ropewalk.cli.paths import path
+from ropewalk.cli.progress import progress
+from ropewalk.eval.share import ALL, Share
+from ropewalk.files import printable
 
 if TYPE_CHECKING:
-    from ropewalk.eval.results import Row
-    from ropewalk.eval.runner import Counts, Share
+    from ropewalk.eval.runner import Counts, OnRow
     from ropewalk.eval.subjects import Subject
     from ropewalk.eval.tasks import Task
 
 _RUN = "Run"
+# Kinds of failures that are told.
+_TOLD = 5
 # Where all texts fit the trained window, a map without parameters is chosen for texts of so many: the paper's 16k for a
 # model trained on 4k.
 _TIMES = 4
@@ -49,7 +53,8 @@ MethodOption = Annotated[
     ),
 ]
 OutputOption = Annotated[
-    Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the results.", rich_help_panel=_RUN)
+    Path,
+    typer.Option("--output", "-o", parser=path, metavar="DIR", help="Folder of the results.", rich_help_panel=_RUN),
 ]
 LimitOption = Annotated[
     int | None, typer.Option(min=1, help="Examples of each method, spread over all.", rich_help_panel=_RUN)
@@ -121,6 +126,8 @@ def evaluate(make: Callable[[], Task], run: Run) -> None:
     from ropewalk.eval.results import Results
 
     model_options.check(run.dtype, run.device)
+    if run.output.exists() and not run.output.is_dir():
+        raise UserError(f"--output must be a folder, and {str(run.output)!r} is none")
     try:
         ways.parse_all(run.methods, 1, 8192)  # a mistyped one is found before anything is loaded
         load = _loader(run)
@@ -129,13 +136,16 @@ def evaluate(make: Callable[[], Task], run: Run) -> None:
             subject, window = load()
             chosen = ways.parse_all(run.methods, task.longest or _TIMES * window, window)
             config = runner.config_of(task, chosen, subject, run.seed, window)
-            results = Results(run.output, config, share.index)
-            facts = runner.facts_of(subject, run.seed)
-            with _progress(share) as on_row:
-                counts = runner.run(task, chosen, subject, results, facts, run.limit, on_row, share)
-    except (ValueError, ImportError) as error:
+            facts = runner.facts_of(task, subject, run.seed)
+            with Results(run.output, config, share, run.limit) as results, _progress(share) as on_row:
+                for line in results.damaged:
+                    print(f"note: {printable(line)}: the line stays, and its example is asked again", file=sys.stderr)
+                counts = runner.run(task, chosen, subject, results, facts, on_row)
+    except ValueError as error:
         raise UserError(str(error)) from error
     _say(counts, run.output, share)
+    if counts.failed and not counts.done:
+        raise typer.Exit(processes.ALL_FAILED)
 
 
 def _loader(run: Run) -> Callable[[], tuple[Subject, int]]:
@@ -161,8 +171,6 @@ def _sharing(run: Run) -> Iterator[Share]:
     Raises:
         Exit: the processes have ended.
     """
-    from ropewalk.eval.runner import ALL
-
     share = processes.share()
     if share is None:
         count = processes.wanted(run.processes, "cpu" if run.model == "dummy" else run.device)
@@ -174,39 +182,26 @@ def _sharing(run: Run) -> Iterator[Share]:
 
 
 def _say(counts: Counts, output: Path, share: Share) -> None:
+    for row, count in counts.failures[:_TOLD]:
+        more = f" and {count - 1} more" if count > 1 else ""
+        print(f"failed: {row.method}, {row.example}{more}: {printable(row.error or '')}", file=sys.stderr)
+    if len(counts.failures) > _TOLD:
+        print(f"failed: with {len(counts.failures) - _TOLD} other messages, see the rows", file=sys.stderr)
     before = f"{counts.done_before} were there already, " if counts.done_before else ""
     failed = f", {counts.failed} failed (run the same again to try those)" if counts.failed else ""
     print(f"{_place(share)}{before}{counts.done} examples done{failed}: {output}")
 
 
 def _place(share: Share) -> str:
-    return f"process {share.index + 1} of {share.count}: " if share.count > 1 else ""
+    return f"{share}: " if share.count > 1 else ""
 
 
 @contextmanager
-def _progress(share: Share) -> Iterator[Callable[[Row, int, int], None]]:
-    """A bar with the time left on a terminal, a line for each tenth elsewhere; both on stderr. Of several processes,
-    the first's."""
+def _progress(share: Share) -> Iterator[OnRow]:
+    """On stderr; of several processes, the first's."""
     console = Console(file=sys.stderr, quiet=share.index > 0)
-    if not console.is_terminal:
-        printed = 0
-
-        def line(row: Row, done: int, total: int) -> None:
-            nonlocal printed
-            if 10 * done // total > printed or done == total:
-                printed = 10 * done // total
-                console.print(
-                    f"{_place(share)}{done} of {total} examples, {row.method}", soft_wrap=True, highlight=False
-                )
-
-        yield line
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("starting", total=None)
-        yield lambda row, done, total: bar.update(
-            task, completed=done, total=total, description=_place(share) + row.method
-        )
+    with progress(console, "starting", "examples", 10) as advance:
+        yield lambda row, done, total: advance(done, total, _place(share) + row.method)
 
 
 def settings_of(kind: type[Any], **values: Any) -> Any:

@@ -10,14 +10,18 @@ from dataclasses import dataclass
 from importlib.resources import files
 from itertools import zip_longest
 from pathlib import Path
+from urllib.parse import quote
 
 import ropewalk
 from ropewalk.eval.report.about import About, about
 from ropewalk.eval.report.drawing import Figure
 from ropewalk.eval.report.figures import figures_of
-from ropewalk.eval.report.runs import Run, notices, read, together
+from ropewalk.eval.report.runs import notices, shown, together
 from ropewalk.eval.report.score_tables import score_tables
 from ropewalk.eval.report.tables import Cell, Table, failure_table, made_table
+from ropewalk.eval.results import Run, read
+from ropewalk.eval.tasks import TASKS
+from ropewalk.files import naming
 
 __all__ = ["Report", "Section", "build", "read", "to_html", "to_markdown", "write"]
 
@@ -55,19 +59,24 @@ def build(runs: Sequence[Run]) -> Report:
     Raises:
         ImportError: a figure needs matplotlib, which is not installed.
     """
+    runs = [shown(run) for run in runs]
     tasks = dict.fromkeys(run.config.task for run in runs)
-    sections = tuple(_section(task, [run for run in runs if run.config.task == task]) for task in tasks)
+    sections = tuple(
+        # What a task of somebody else is called is no name for a file.
+        _section(task, task if task in TASKS else f"task-{number}", [run for run in runs if run.config.task == task])
+        for number, task in enumerate(tasks, start=1)
+    )
     title = sections[0].about.title if len(sections) == 1 else "Evaluation"
     models = dict.fromkeys(run.config.model for run in runs)
     return Report(title, ", ".join(models), sections, tuple(map(made_table, runs)), ropewalk.__version__)
 
 
-def _section(task: str, runs: Sequence[Run]) -> Section:
+def _section(task: str, name: str, runs: Sequence[Run]) -> Section:
     series, words = together(runs), about(task)
     return Section(
         about=words,
         notices=tuple(notices(runs, series)),
-        figures=tuple(figures_of(task, series, words)),
+        figures=tuple(figures_of(name, series, words)),
         tables=tuple(score_tables(task, series, words)),
         failures=failure_table(series),
     )
@@ -136,7 +145,9 @@ def _cell(cell: Cell) -> str:
 def escaped(text: str) -> str:
     """Text that Markdown shows as it is, in a table too."""
     one_line = " ".join(text.split())
-    return re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", html.escape(one_line, quote=False))
+    marked = re.sub(r"([\\`*_\[\]{}|~#$^])", r"\\\1", html.escape(one_line, quote=False))
+    # What many renderers take for an address.
+    return re.sub(r"(?<=:)//|@|(?<=\bwww)\.", lambda found: "".join(f"&#{ord(one)};" for one in found[0]), marked)
 
 
 def write(report: Report, page: Path) -> tuple[Path, Path]:
@@ -149,12 +160,11 @@ def write(report: Report, page: Path) -> tuple[Path, Path]:
         OSError: something cannot be written.
     """
     pictures, markdown = page.with_name(f"{page.stem}_files"), page.with_suffix(".md")
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(to_html(report), encoding="utf-8")
-    markdown.write_text(to_markdown(report, pictures.name), encoding="utf-8")
     drawn = [picture for section in report.sections for figure in section.figures for picture in figure.pictures]
-    if drawn:
-        pictures.mkdir(exist_ok=True)
-    for picture in drawn:
-        (pictures / f"{picture.name}.svg").write_bytes(picture.svg)
+    files = {page: to_html(report).encode(), markdown: to_markdown(report, quote(pictures.name)).encode()}
+    files |= {pictures / f"{picture.name}.svg": picture.svg for picture in drawn}
+    for path, written in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with naming(path):
+            path.write_bytes(written)
     return page, markdown

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ropewalk.eval.report.drawing import EDGE, INK, MARK, MUTED, Picture, canvas, svg
+from ropewalk.eval.report.drawing import EDGE, INK, MARK, MUTED, Picture, picture
 from ropewalk.eval.report.estimates import Estimate
 from ropewalk.eval.report.scores import Score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
 
 # Told apart by every kind of color vision, with a marker each for grey.
 _COLORS = ("#2f6fab", "#d9730d", "#7a4fa3", "#0e8a8a", "#b8336a", "#8a6d1d")
@@ -58,32 +59,6 @@ class Line:
     dashed: bool = False
 
 
-@dataclass(frozen=True)
-class Curves:
-    """Lines against one number.
-
-    Attributes:
-        ticks: where the numbers stand.
-        is_log: whether equal factors are equally far apart.
-        band: show intervals as bands, not as bars.
-        width: in inches.
-        walls: where vertical lines are, and what they are.
-    """
-
-    name: str
-    alt: str
-    lines: Sequence[Line]
-    score: Score
-    x_title: str
-    ticks: Sequence[float]
-    tick_label: Callable[[float], str]
-    is_log: bool
-    title: str = ""
-    band: bool = False
-    width: float = 7.2
-    walls: Sequence[tuple[float, str]] = ()
-
-
 def points(found: Iterable[tuple[float, Estimate | None]]) -> list[Point]:
     """Those that there are."""
     return [Point(x, its) for x, its in found if its is not None and math.isfinite(its.mean)]
@@ -102,28 +77,65 @@ def shown_range(score: Score, lines: Sequence[Line]) -> tuple[float, float] | No
     return 0.95 * min(ends), 1.05 * max(ends)
 
 
-def curves(its: Curves) -> Picture:
-    """Raises ImportError: matplotlib is not installed."""
+def curves(
+    name: str,
+    alt: str,
+    lines: Sequence[Line],
+    score: Score,
+    x_title: str,
+    ticks: Sequence[float],
+    tick_label: Callable[[float], str],
+    is_log: bool = False,
+    title: str = "",
+    band: bool = False,
+    width: float = 7.2,
+    walls: Sequence[tuple[float, str]] = (),
+) -> Picture:
+    """Lines against one number.
+
+    Args:
+        ticks: where the numbers stand.
+        is_log: whether equal factors are equally far apart.
+        band: show intervals as bands, not as bars.
+        width: in inches.
+        walls: where vertical lines are, and what they are.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
     # A long name takes a line of the legend for itself.
-    shown = shown_range(its.score, its.lines)
-    labels = [textwrap.fill(_label(line, shown), int(8 * its.width)) for line in its.lines]
-    head = 0.5 if its.title else 0.3
-    width, plot, legend = its.width, 0.43 * its.width, 0.2 * sum(label.count("\n") + 1 for label in labels) + 0.25
+    shown = shown_range(score, lines)
+    labels = [textwrap.fill(_label(line, shown), int(8 * width)) for line in lines]
+    head = 0.5 if title else 0.3
+    plot, legend = 0.43 * width, 0.2 * sum(label.count("\n") + 1 for label in labels) + 0.25
     height = head + plot + 0.6 + legend
-    drawn = canvas(width, height)
-    axes = drawn.add_axes((0.8 / width, (0.6 + legend) / height, (width - 1.0) / width, plot / height))
-    for number, (line, label) in enumerate(zip(its.lines, labels, strict=True)):
-        # Beside each other, so that no bar hides another.
-        aside = (max(its.ticks) / min(its.ticks)) ** (0.006 * (2 * number - len(labels) + 1)) if its.is_log else 1.0
-        _line(axes, line, label, aside, its.band)
-    _axes(axes, its, shown)
-    if its.title:
-        axes.set_title(its.title, loc="left", fontsize=10.5, weight="bold", parse_math=False)
-    entries = axes.get_legend_handles_labels()
-    below = drawn.legend(*entries, loc="lower left", bbox_to_anchor=(0.09, 0.0), frameon=False, fontsize=9)
-    for text in below.get_texts():
-        text.set_parse_math(False)
-    return Picture(its.name, its.alt, svg(drawn))
+
+    def paint(canvas: Canvas) -> None:
+        axes = canvas.add_axes((0.8 / width, (0.6 + legend) / height, (width - 1.0) / width, plot / height))
+        for number, (line, label) in enumerate(zip(lines, labels, strict=True)):
+            # Beside each other, so that no bar hides another.
+            aside = (max(ticks) / min(ticks)) ** (0.006 * (2 * number - len(labels) + 1)) if is_log else 1.0
+            _line(axes, line, label, aside, band)
+        if is_log:
+            axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [tick_label(value) for value in ticks])
+        axes.minorticks_off()
+        _heights(axes, score, [point.its.mean for line in lines for point in line.points], shown)
+        for x, what in walls:
+            axes.axvline(x, color=MARK, linewidth=1.4, linestyle=(0, (4, 2)), zorder=1)
+            axes.annotate(what, (x, 1), xycoords=("data", "axes fraction"), xytext=(4, -2), textcoords="offset points",
+                          fontsize=8, color=MARK, va="top")  # fmt: skip
+        axes.set(xlabel=x_title, ylabel=score.title)
+        axes.grid(axis="y", color=EDGE, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(colors=INK)
+        axes.spines[["top", "right"]].set_visible(False)
+        if title:
+            axes.set_title(title, loc="left", fontsize=10.5, weight="bold")
+        entries = axes.get_legend_handles_labels()
+        canvas.legend(*entries, loc="lower left", bbox_to_anchor=(0.09, 0.0), frameon=False, fontsize=9)
+
+    return picture(name, alt, width, height, paint)
 
 
 def _label(line: Line, shown: tuple[float, float] | None) -> str:
@@ -156,18 +168,14 @@ def _line(axes: Axes, line: Line, label: str, aside: float, band: bool) -> None:
         axes.plot(at, mean, marker=shape, markersize=5.5, color=color, markerfacecolor=face, zorder=3)
 
 
-def _axes(axes: Axes, its: Curves, shown: tuple[float, float] | None) -> None:
+def _heights(axes: Axes, score: Score, found: Sequence[float], shown: tuple[float, float] | None) -> None:
+    """The axis of the scores."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    if its.is_log:
-        axes.set_xscale("log", base=2)
-    axes.set_xticks(its.ticks, [its.tick_label(value) for value in its.ticks])
-    axes.minorticks_off()
-    found = [point.its.mean for line in its.lines for point in line.points]
     means = [mean for mean in found if shown is None or mean <= shown[1]]
-    if its.score.is_share:
+    if score.is_share:
         axes.set_ylim(-0.04, 1.04)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value if its.score.percent else value:g}")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value if score.percent else value:g}")
     elif min(means) > 0 and max(means) > _FAR * min(means):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -177,13 +185,3 @@ def _axes(axes: Axes, its: Curves, shown: tuple[float, float] | None) -> None:
         axes.set_ylim(shown)
         axes.annotate(f"what goes beyond the top reaches {max(found):,.0f}", (1, 1), xycoords="axes fraction",
                       xytext=(0, 4), textcoords="offset points", fontsize=8, color=MUTED, ha="right")  # fmt: skip
-    for x, what in its.walls:
-        axes.axvline(x, color=MARK, linewidth=1.4, linestyle=(0, (4, 2)), zorder=1)
-        axes.annotate(what, (x, 1), xycoords=("data", "axes fraction"), xytext=(4, -2), textcoords="offset points",
-                      fontsize=8, color=MARK, va="top")  # fmt: skip
-    axes.set_xlabel(its.x_title, parse_math=False)
-    axes.set_ylabel(its.score.title, parse_math=False)
-    axes.grid(axis="y", color=EDGE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK)
-    axes.spines[["top", "right"]].set_visible(False)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING
+from warnings import catch_warnings, filterwarnings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -35,27 +37,29 @@ class Figure:
     pictures: tuple[Picture, ...]
 
 
-def canvas(width: float, height: float) -> Canvas:
-    """Of so many inches.
+def picture(
+    name: str, alt: str, width: float, height: float, paint: Callable[[Canvas], None], is_scale: bool = False
+) -> Picture:
+    """What `paint` puts on an empty picture of so many inches: the same bytes for the same picture.
+
+    Words are drawn as they are: a method's name may hold what matplotlib, or TeX, takes for a formula.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure as Canvas
     except ImportError as error:
         raise ImportError("pictures need matplotlib: pip install 'ropewalk[plot]'") from error
-    return Canvas(figsize=(width, height), facecolor="white")
-
-
-def svg(drawn: Canvas) -> bytes:
-    """The same bytes for the same picture."""
-    from matplotlib import rc_context
-
     file = BytesIO()
-    with rc_context({"svg.hashsalt": "ropewalk"}):
-        drawn.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()
+    with rc_context({"svg.hashsalt": "ropewalk", "text.parse_math": False, "text.usetex": False}), catch_warnings():
+        # Shown as a box, and no reason to fill a terminal.
+        filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        canvas = Canvas(figsize=(width, height), facecolor="white")
+        paint(canvas)
+        canvas.savefig(file, format="svg", metadata={"Date": None})
+    return Picture(name, alt, file.getvalue(), is_scale)
 
 
 def shade(value: float) -> tuple[float, float, float]:

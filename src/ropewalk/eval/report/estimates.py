@@ -148,12 +148,7 @@ def _exp(value: float) -> float:
 
 
 def _student(freedom: float) -> float:
-    """97.5% point of Student's t (Abramowitz and Stegun, 26.7.5); 1% low at two degrees of freedom, exact above."""
-    z = _Z
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + math.fsum(term / freedom**power for power, term in enumerate(terms, start=1))
+    """97.5% point of Student's t."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.975))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ropewalk.eval.methods import UNMODIFIED
 from ropewalk.eval.report.about import About
-from ropewalk.eval.report.curves import BARS, MOST_LINES, Curves, Line, curves, points
+from ropewalk.eval.report.curves import BARS, MOST_LINES, Line, curves, points
 from ropewalk.eval.report.drawing import Figure, Picture
-from ropewalk.eval.report.heat_maps import HeatMap, colors_of, heat_map, scale, square
+from ropewalk.eval.report.heat_maps import Axis, colors_of, heat_map, scale, square
 from ropewalk.eval.report.runs import Series, plain
 from ropewalk.eval.report.scores import LENGTH, Part, Score, Value, keys_of, numbers_of, scores_of, tokens
-from ropewalk.eval.report.sweep_figures import sweep_figure
-from ropewalk.eval.report.sweeps import Sweep, sweeps_of
+from ropewalk.eval.report.sweeps import Sweep, sweep_figure, sweeps_of
 
 _DEPTH = "depth"
 _AXES = {LENGTH: "length of the text (tokens)", _DEPTH: "where it is hidden", "digits": "digits of the key"}
@@ -48,23 +48,27 @@ def _without_large(sweeps: Sequence[Sweep], series: Sequence[Series]) -> list[Se
 
 def _by_cells(task: str, score: Score, series: Sequence[Series], words: About) -> Figure | None:
     """Heat maps over the first two numbers of the cells that vary, or curves over the only one."""
-    varying = [key for key in keys_of(series) if len(numbers_of(key, series)) > 1]
-    over = tuple(varying[:2])
+    over = tuple([key for key in keys_of(series) if len(numbers_of(key, series)) > 1][:2])
     if not over:
         return None
+    x, across = over[0], numbers_of(over[0], series)
     if len(over) == 2:
-        pictures = list(_maps_by_cells(task, score, series, *over))
+        pictures = _maps_by_cells(task, score, series, *over)
         general = (
             f"One picture for each method: the {score.title} by {over[0]} and {over[1]}, the darker the better, and "
             "the number of examples."
         )
     else:
-        pictures = list(_curves_by_cells(task, score, series, *over))
-        general = f"One line for each method: the {score.title} by {over[0]}."
+        pictures = _a_line_each(
+            task, f"{score.title} by {x}", score, series, {at: (score, Part("", ({x: at},))) for at in across},
+            walls=across if x == LENGTH else (), x_title=_AXES.get(x, x), ticks=across,
+            tick_label=lambda value: _label(x, value), is_log=min(across) > 0,
+        )  # fmt: skip
+        general = f"One line for each method: the {score.title} by {x}."
     caption = [words.reading if words.reading and words.over == over else general]
     if len(over) == 1:
         caption.append(BARS)
-    if over[0] == LENGTH and _windows(series, numbers_of(LENGTH, series)):
+    if x == LENGTH and _windows(series, across):
         caption.append(_DASHED)
     return Figure(f"By {' and '.join(over)}", " ".join(caption), tuple(pictures))
 
@@ -74,51 +78,50 @@ def _maps_by_cells(task: str, score: Score, series: Sequence[Series], x: str, y:
     parts = {(column, line): Part("", ({x: at, y: depth},))
              for column, at in enumerate(across) for line, depth in enumerate(down)}  # fmt: skip
     colors = colors_of(score, [score.of(one, part) for one in series for part in parts.values()])
+    axes = _axis(x, across), _axis(y, down)
     for number, one in enumerate(series, start=1):
         whole = score.of(one)
         mean = f"{score.title} {score.write(whole.mean)} over {whole.count} texts" if whole else "no text was done"
-        drawn = HeatMap(
-            name=f"{task}-{number}",
-            title=one.label,
-            subtitle=mean,
-            alt=f"Heat map of {score.title} by {x} and {y} for {one.label}: {mean}",
-            x_title=_AXES.get(x, x),
-            x_labels=[_label(x, value) for value in across],
-            y_title=_AXES.get(y, y),
-            y_labels=[_label(y, value) for value in down],
-            squares={place: square(score, one, part) for place, part in parts.items()},
-            wall=_wall(one, across) if x == LENGTH else None,
-        )
-        yield heat_map(drawn, colors)
+        alt = f"Heat map of {score.title} by {x} and {y} for {one.label}: {mean}"
+        # Between the lengths that the model was trained on and the others, if there are others.
+        walls = [(sum(length <= window for length in across), what)
+                 for window, what in (_windows([one], across) if x == LENGTH else ())]  # fmt: skip
+        squares = {place: square(score, one, part) for place, part in parts.items()}
+        yield heat_map(f"{task}-{number}", one.label, mean, alt, axes, squares, colors, next(iter(walls), None))
     yield scale(f"{task}-colors", colors)
 
 
-def _wall(one: Series, lengths: Sequence[float]) -> tuple[int, str] | None:
-    """Between the lengths that the model was trained on and the others, if there are others."""
-    for window, what in _windows([one], lengths):
-        return sum(length <= window for length in lengths), what
-    return None
+def _axis(key: str, values: Sequence[Value]) -> Axis:
+    return _AXES.get(key, key), [_label(key, value) for value in values]
 
 
-def _curves_by_cells(task: str, score: Score, series: Sequence[Series], x: str) -> Iterator[Picture]:
-    across = numbers_of(x, series)
+def _a_line_each(
+    name: str,
+    alt: str,
+    score: Score,
+    series: Sequence[Series],
+    of: Mapping[float, tuple[Score, Part]],
+    walls: Sequence[float],
+    **options: Any,
+) -> Iterator[Picture]:
+    """Curves, as many in a picture as can be told apart.
+
+    Args:
+        of: what there is at each number: a score of a part of the rows.
+        walls: numbers among which the trained window is marked.
+        options: of `curves`.
+    """
     groups = _few_lines(series)
     for number, group in enumerate(groups, start=1):
-        parts = [(value, Part("", ({x: value},))) for value in across]
-        lines = [Line(one.label, points((at, score.of(one, part)) for at, part in parts), color)
+        lines = [Line(one.label, points((x, its.of(one, part)) for x, (its, part) in of.items()), color)
                  for one, color in _colored(group)]  # fmt: skip
         yield curves(
-            Curves(
-                name=f"{task}-{number}" if len(groups) > 1 else task,
-                alt=f"{score.title} by {x}, a line for each of {len(group)} methods",
-                lines=lines,
-                score=score,
-                x_title=_AXES.get(x, x),
-                ticks=across,
-                tick_label=lambda value: _label(x, value),
-                is_log=min(across) > 0,
-                walls=_windows(group, across) if x == LENGTH else (),
-            )
+            name=f"{name}-{number}" if len(groups) > 1 else name,
+            alt=f"{alt}, a line for each of {len(group)} methods",
+            lines=lines,
+            score=score,
+            walls=_windows(group, walls),
+            **options,
         )
 
 
@@ -151,25 +154,13 @@ def _by_position(task: str, score: Score, series: Sequence[Series]) -> Figure | 
     if len(begins) < 2:
         return None
     name, weight = score.pooled
-    scores = {begin: replace(score, pooled=(f"{name}_{begin}", f"{weight}_{begin}")) for begin in begins}
-    part = Part("", (cell,))
-    pictures = []
-    groups = _few_lines(series)
-    for number, group in enumerate(groups, start=1):
-        lines = [Line(one.label, points((begin, its.of(one, part)) for begin, its in scores.items()), color)
-                 for one, color in _colored(group)]  # fmt: skip
-        pictures.append(curves(Curves(
-            name=f"{task}-positions-{number}" if len(groups) > 1 else f"{task}-positions",
-            alt=f"{score.title} by position in the text, a line for each of {len(group)} methods",
-            lines=lines,
-            score=score,
-            x_title="position in the text (tokens)",
-            ticks=_round_positions(begins[-1]),
-            tick_label=tokens,
-            is_log=False,
-            band=True,
-            walls=_windows(group, begins),
-        )))  # fmt: skip
+    its = {begin: replace(score, pooled=(f"{name}_{begin}", f"{weight}_{begin}")) for begin in begins}
+    pictures = _a_line_each(
+        f"{task}-positions", f"{score.title} by position in the text", score, series,
+        {begin: (score, Part("", (cell,))) for begin, score in its.items()},
+        walls=begins, x_title="position in the text (tokens)", ticks=_round_positions(begins[-1]), tick_label=tokens,
+        band=True,
+    )  # fmt: skip
     caption = (
         f"How well the tokens at a position are predicted, with all before them read: to the right the {score.title} "
         "further on in the text. A line that rises past the trained window tells that the method does not read so far. "

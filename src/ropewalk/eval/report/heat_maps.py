@@ -8,13 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ropewalk.eval.report.drawing import EDGE, INK, MARK, MUTED, Picture, canvas, shade, svg
+from ropewalk.eval.report.drawing import EDGE, INK, MARK, MUTED, Picture, picture, shade
 from ropewalk.eval.report.estimates import Estimate
 from ropewalk.eval.report.runs import Series
 from ropewalk.eval.report.scores import Part, Score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
 
 # From here on text on a square is white.
 _DARK = 0.55
@@ -75,57 +76,57 @@ def square(score: Score, one: Series, part: Part, recommended: bool = False, bey
     return Square(score.of(one, part), failed, recommended, beyond)
 
 
-@dataclass(frozen=True)
-class HeatMap:
-    """A heat map without its colors.
+# What an axis is of, and what its places are called, from the left or the top.
+Axis = tuple[str, Sequence[str]]
 
-    Attributes:
-        x_labels, y_labels: of the columns, and of the lines from the top.
+
+def heat_map(
+    name: str,
+    title: str,
+    subtitle: str,
+    alt: str,
+    axes: tuple[Axis, Axis],
+    squares: dict[tuple[int, int], Square],
+    colors: Colors,
+    wall: tuple[int, str] | None = None,
+) -> Picture:
+    """A heat map.
+
+    Args:
+        axes: across and down.
         squares: by column and line.
         wall: a line right of so many columns, None for none; and what it is.
+
+    Raises:
+        ImportError: matplotlib is not installed.
     """
-
-    name: str
-    title: str
-    subtitle: str
-    alt: str
-    x_title: str
-    x_labels: Sequence[str]
-    y_title: str
-    y_labels: Sequence[str]
-    squares: dict[tuple[int, int], Square]
-    wall: tuple[int, str] | None = None
-
-
-def heat_map(its: HeatMap, colors: Colors) -> Picture:
-    """Raises ImportError: matplotlib is not installed."""
-    width = _LEFT + _RIGHT + max(_WIDE * len(its.x_labels), _LEAST_WIDE)
-    tall = max(_HIGH * len(its.y_labels), _LEAST_HIGH)
-    title = textwrap.wrap(its.title, int((width - 0.15) / 0.092))
-    subtitle = its.subtitle + (f"\ndashed: {its.wall[1]}" if its.wall else "")
+    (x_title, x_labels), (y_title, y_labels) = axes
+    width = _LEFT + _RIGHT + max(_WIDE * len(x_labels), _LEAST_WIDE)
+    tall = max(_HIGH * len(y_labels), _LEAST_HIGH)
+    titles = textwrap.wrap(title, int((width - 0.15) / 0.092))
+    subtitle += f"\ndashed: {wall[1]}" if wall else ""
     low = 0.1 + _LINE * (subtitle.count("\n") + 1)
-    head = low + 0.13 + _LINE * len(title)
+    head = low + 0.13 + _LINE * len(titles)
     height = head + tall + _BOTTOM
-    drawn = canvas(width, height)
-    axes = drawn.add_axes((_LEFT / width, _BOTTOM / height, 1 - (_LEFT + _RIGHT) / width, tall / height))
-    for place, square in its.squares.items():
-        _square(axes, *place, square, colors)
-    _outline(axes, {place for place, square in its.squares.items() if square.recommended})
-    if its.wall:
-        axes.axvline(its.wall[0] - 0.5, color=MARK, linewidth=1.8, linestyle=(0, (4, 2)), clip_on=False)
-    axes.set(xlim=(-0.5, len(its.x_labels) - 0.5), ylim=(len(its.y_labels) - 0.5, -0.5))
-    axes.set_xticks(range(len(its.x_labels)), its.x_labels)
-    axes.set_yticks(range(len(its.y_labels)), its.y_labels)
-    axes.set_xlabel(its.x_title)
-    axes.set_ylabel(its.y_title)
-    axes.tick_params(length=0)
-    axes.spines[:].set_color(EDGE)
-    # As it is: a method's name may hold what matplotlib takes for a formula.
-    plain: dict[str, Any] = {"parse_math": False, "va": "bottom", "linespacing": 1.25}
-    left, top = 0.1 / width, 1 - head / height
-    drawn.text(left, top + 0.1 / height, subtitle, color=MUTED, fontsize=9, **plain)
-    drawn.text(left, top + low / height, "\n".join(title), weight="bold", fontsize=10.5, **plain)
-    return Picture(its.name, its.alt, svg(drawn))
+
+    def paint(canvas: Canvas) -> None:
+        drawn = canvas.add_axes((_LEFT / width, _BOTTOM / height, 1 - (_LEFT + _RIGHT) / width, tall / height))
+        for place, square in squares.items():
+            _square(drawn, *place, square, colors)
+        _outline(drawn, {place for place, square in squares.items() if square.recommended})
+        if wall:
+            drawn.axvline(wall[0] - 0.5, color=MARK, linewidth=1.8, linestyle=(0, (4, 2)), clip_on=False)
+        drawn.set(xlim=(-0.5, len(x_labels) - 0.5), ylim=(len(y_labels) - 0.5, -0.5), xlabel=x_title, ylabel=y_title)
+        drawn.set_xticks(range(len(x_labels)), x_labels)
+        drawn.set_yticks(range(len(y_labels)), y_labels)
+        drawn.tick_params(length=0)
+        drawn.spines[:].set_color(EDGE)
+        left, top = 0.1 / width, 1 - head / height
+        above: dict[str, Any] = {"va": "bottom", "linespacing": 1.25}
+        canvas.text(left, top + 0.1 / height, subtitle, color=MUTED, fontsize=9, **above)
+        canvas.text(left, top + low / height, "\n".join(titles), weight="bold", fontsize=10.5, **above)
+
+    return picture(name, alt, width, height, paint)
 
 
 def _square(axes: Axes, column: int, line: int, square: Square, colors: Colors) -> None:
@@ -166,22 +167,24 @@ def _outline(axes: Axes, inside: set[tuple[int, int]]) -> None:
 
 def scale(name: str, colors: Colors) -> Picture:
     """What the colors mean."""
-    from matplotlib.patches import Rectangle
-
     width, height, steps = 3.2, 0.62, 60
-    drawn = canvas(width, height)
-    axes = drawn.add_axes((0.15 / width, 0.26 / height, 2.9 / width, 0.16 / height))
-    for step in range(steps):
-        # To the end, under the next: without seams.
-        start, color = step / steps, shade(step / (steps - 1))
-        axes.add_patch(Rectangle((start, 0), 1 - start, 1, facecolor=color, linewidth=0))
-    axes.set(xlim=(0, 1), ylim=(0, 1), yticks=[])
     ends = [_short(colors.score, end) for end in (colors.worst, colors.best)]
-    axes.set_xticks([0, 1], ends, fontsize=8)
-    axes.get_xticklabels()[0].set_horizontalalignment("left")
-    axes.get_xticklabels()[1].set_horizontalalignment("right")
-    axes.tick_params(length=0)
-    axes.spines[:].set_color(EDGE)
-    axes.set_title(colors.score.title, fontsize=9, color=INK, pad=3, parse_math=False)
+
+    def paint(canvas: Canvas) -> None:
+        from matplotlib.patches import Rectangle
+
+        axes = canvas.add_axes((0.15 / width, 0.26 / height, 2.9 / width, 0.16 / height))
+        for step in range(steps):
+            # To the end, under the next: without seams.
+            start, color = step / steps, shade(step / (steps - 1))
+            axes.add_patch(Rectangle((start, 0), 1 - start, 1, facecolor=color, linewidth=0))
+        axes.set(xlim=(0, 1), ylim=(0, 1), yticks=[])
+        axes.set_xticks([0, 1], ends, fontsize=8)
+        axes.get_xticklabels()[0].set_horizontalalignment("left")
+        axes.get_xticklabels()[1].set_horizontalalignment("right")
+        axes.tick_params(length=0)
+        axes.spines[:].set_color(EDGE)
+        axes.set_title(colors.score.title, fontsize=9, color=INK, pad=3)
+
     alt = f"Colors of {colors.score.title}, from pale at {ends[0]} to dark at {ends[1]}"
-    return Picture(name, alt, svg(drawn), is_scale=True)
+    return picture(name, alt, width, height, paint, is_scale=True)

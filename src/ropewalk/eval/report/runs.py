@@ -5,32 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
 
 from ropewalk.eval.methods import UNMODIFIED
 from ropewalk.eval.report.about import about
-from ropewalk.eval.results import Config, ResultsError, Row, read_config, read_rows
+from ropewalk.eval.results import Row, Run
+from ropewalk.files import printable
 
-
-@dataclass(frozen=True)
-class Run:
-    """A folder of results."""
-
-    folder: str
-    config: Config
-    rows: tuple[Row, ...]
-
-    @property
-    def methods(self) -> list[str]:
-        """Those that have rows, in the order in which they were asked for."""
-        there = {row.method for row in self.rows}
-        return [method for method in self.config.methods if method in there] + sorted(there - {*self.config.methods})
-
-    def asks_as(self, other: Run) -> bool:
-        """Whether both ask the same examples of the same model: their methods can be compared."""
-        return not _differences(self, other)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -64,19 +50,20 @@ class Series:
         return [row for row in self.done if cell.items() <= row.cell.items()]
 
 
-def read(folder: Path) -> Run:
-    """A folder of results, finished or not.
-
-    Raises:
-        ResultsError: there is none, or nothing in it.
-    """
-    if not folder.is_dir():
-        raise ResultsError(f"there is no folder {folder}")
-    config = read_config(folder)
-    rows = tuple(read_rows(folder))
-    if not rows:
-        raise ResultsError(f"{folder} has no rows yet: run the evaluation first")
-    return Run(str(folder), config, rows)
+def shown(value: T) -> T:
+    """A run, or a part of it: nothing of anybody's files gets into a page but what can be seen there."""
+    match value:
+        case str():
+            return printable(value)  # type: ignore[return-value]
+        case dict():
+            return {shown(key): shown(its) for key, its in value.items()}  # type: ignore[return-value]
+        case list() | tuple():
+            return type(value)(map(shown, value))
+        case BaseModel():
+            return value.model_copy(update={name: shown(its) for name, its in value})
+        case Run():
+            return replace(value, **shown(vars(value)))
+    return value
 
 
 def together(runs: Sequence[Run]) -> list[Series]:
@@ -107,7 +94,7 @@ def baseline(one: Series, series: Sequence[Series]) -> Series | None:
     """The unmodified model to compare with: of the same run, else the only one that was asked the same."""
     if one.method == UNMODIFIED:
         return None
-    others = [other for other in series if other.method == UNMODIFIED and other.run.asks_as(one.run)]
+    others = [other for other in series if other.method == UNMODIFIED and not _differences(other.run, one.run)]
     same_run = [other for other in others if other.run is one.run]
     candidates = same_run or others
     return candidates[0] if len(candidates) == 1 else None
@@ -115,7 +102,21 @@ def baseline(one: Series, series: Sequence[Series]) -> Series | None:
 
 def notices(runs: Sequence[Run], series: Sequence[Series]) -> list[str]:
     """What a reader must know before comparing."""
-    return [*_twice(runs), *_different(runs), *_unfinished(runs), *_failed(series), *_not_compared(series)]
+    return [
+        *_damaged(runs),
+        *_twice(runs),
+        *_different(runs),
+        *_unfinished(runs),
+        *_failed(series),
+        *_not_compared(series),
+    ]
+
+
+def _damaged(runs: Sequence[Run]) -> Iterator[str]:
+    for run in runs:
+        if run.damaged:
+            more = f", and {len(run.damaged) - 1} more like it" if len(run.damaged) > 1 else ""
+            yield f"In {run.folder} a line is left out that cannot be read: {run.damaged[0]}{more}."
 
 
 def _twice(runs: Sequence[Run]) -> Iterator[str]:

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ropewalk.eval.report.runs import Run, Series, asked_for, plain, plural
+from ropewalk.eval.report.runs import Series, asked_for, plain, plural
+from ropewalk.eval.results import Run
 
 _MESSAGES = 10
 
