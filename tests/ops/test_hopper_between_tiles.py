@@ -7,8 +7,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from ropewalk.maps import SELF, Band
 from ropewalk.ops.triton.hopper_between import _tiles
+
+from ropewalk.maps import SELF, Band
 
 KEYS = 32
 

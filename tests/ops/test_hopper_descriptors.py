@@ -9,9 +9,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
 from ropewalk.ops.triton.hopper import _layout, can_be_described, descriptor
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 
 @pytest.mark.parametrize(

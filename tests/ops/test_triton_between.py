@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import triton_interpreter  # noqa: F401
+from ropewalk.ops.triton.between import BetweenConfig, between
 from tensors import random_rotary, random_tensors
 from torch.testing import assert_close
 
@@ -12,7 +13,6 @@ from ropewalk.maps import SELF, Band
 from ropewalk.maps.positions import Grouped, Scaled
 from ropewalk.ops import Rotary
 from ropewalk.ops.rotary import moved
-from ropewalk.ops.triton.between import BetweenConfig, between
 from ropewalk.testing.budget import within_budget
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

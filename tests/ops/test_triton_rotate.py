@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import triton_interpreter  # noqa: F401
+from ropewalk.ops.triton.rotate import rotate
 from tensors import random_rotary
 
 from ropewalk.maps.positions import Grouped
 from ropewalk.ops import Rotary
-from ropewalk.ops.triton.rotate import rotate
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
