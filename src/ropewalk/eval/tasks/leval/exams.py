@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from ropewalk.eval.tasks.leval import scores
-
-# As L-Eval calls its files.
-ExamName = Literal["coursera", "gsm100", "quality", "tpo", "sci_fi", "codeU"]
 
 _SEVERAL = (
     "Now you are given a very long document. Please follow the instruction based on this document. For multi-choice "
@@ -72,7 +68,8 @@ class Exam:
         return f"{self.system}\n\n{self.layout.format(document=document, question=question)}"
 
 
-EXAMS: dict[ExamName, Exam] = {
+# By the names of L-Eval's files.
+EXAMS: dict[str, Exam] = {
     "coursera": Exam(_SEVERAL, _ASKED, scores.several_letters, tuple(scores.LETTERS)),
     # A model that continues texts goes on with questions of its own.
     "gsm100": Exam(_EXAMPLES, _CONTINUED, scores.number, stop="\n\nQuestion:"),
@@ -81,7 +78,6 @@ EXAMS: dict[ExamName, Exam] = {
     "sci_fi": Exam(_FICTION, _ASKED, scores.truth, ("True", "False")),
     "codeU": Exam(_CODE, _CONTINUED, scores.code, keep_tail=True),
 }
-NAMES: tuple[ExamName, ...] = get_args(ExamName)
 
 
 def fact_prompt(question: str) -> str:
