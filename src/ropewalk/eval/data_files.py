@@ -87,6 +87,11 @@ def lines_of(content: bytes, kind: type[T], name: str | Path) -> list[T]:
     return found
 
 
+def beside(file: str, kind: type[T]) -> dict[str, T]:
+    """What prompts.json beside a module's file holds, by name."""
+    return TypeAdapter(dict[str, kind]).validate_json(Path(file).with_name("prompts.json").read_bytes())  # type: ignore[valid-type]
+
+
 @contextmanager
 def loading(what: str, otherwise: str) -> Iterator[None]:
     """Gives whatever stands between here and the hub as one error; `otherwise` says what to do then.

@@ -212,10 +212,8 @@ class Task(BaseModel, ABC):
 
         Raises:
             DataError: data do not exist, or are not what they should be.
-            ImportError: what reads them is not installed.
         """
-        self.examples()
-        _ = self.settings
+        _ = list(self.examples()), self.settings
 
     @abstractmethod
     def examples(self) -> Iterable[Example]:

@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -29,8 +28,8 @@ from ropewalk.eval.tasks.base import (
     folder_of_data,
     refused,
 )
-from ropewalk.eval.tasks.leval.exams import EXAMS, Exam, fact_prompt, loyal_and_fact
-from ropewalk.eval.tasks.leval.scores import right_letters
+from ropewalk.eval.tasks.leval.exams import EXAMS, Question, loyal_and_fact
+from ropewalk.eval.tasks.leval.scores import SCORES, right_letters
 
 # Of a prompt without its document, and of a token: for the order of the examples alone.
 _ABOUT_TOKENS, _CHARACTERS = 200, 4
@@ -48,21 +47,6 @@ class Paper(BaseModel):
         if len(self.instructions) != len(self.outputs):
             raise ValueError(f"{len(self.instructions)} questions and {len(self.outputs)} answers")
         return self
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question of an exam.
-
-    Attributes:
-        document: that it is about; None for what is asked without one.
-        right: what L-Eval gives as right.
-    """
-
-    exam: str
-    document: str | None
-    text: str
-    right: str
 
 
 class LEval(PreparedTask):
@@ -157,62 +141,37 @@ class LEval(PreparedTask):
         return self._examples
 
     def prepare(self, example: Example, subject: Subject) -> Generation | Scoring:
-        asked = _Asked(example.about, subject, self.chat and chats(subject))
-        return self._options(asked) if self.mode == "options" else self._generation(asked)
+        question: Question = example.about
+        exam, score, chat = EXAMS[question.exam], SCORES[question.exam], self.chat and chats(subject)
 
-    def _generation(self, asked: _Asked) -> Generation:
-        exam, right = asked.exam, asked.question.right
-        ids = asked.encode(asked.cut(self.length))
+        def encode(document: str) -> list[int]:
+            return subject.encode(question.prompt(document), chat)
 
-        def outcome(answer: str) -> Outcome:
-            return Outcome(len(ids), {"exact_match": exam.score(answer, right)}, right, answer)
+        def cut(length: int) -> str:
+            document = question.document or ""
+            return longest_part(document, lambda part: len(encode(part)), length, exam.keep_tail)
 
-        return Generation(Prompt(ids, self.new_tokens, exam.stop), outcome)
+        def passages(document: str) -> tuple[Passage, ...]:
+            return tuple(answered(subject, question.prompt(document), option, chat) for option in exam.options)
 
-    def _options(self, asked: _Asked) -> Scoring:
-        options = asked.exam.options
-        room = max(len(one.token_ids) - one.first for one in asked.passages(""))
-        passages = asked.passages(asked.cut(self.length - room))
-        right = next(place for place, option in enumerate(options) if asked.is_right(option))
+        if self.mode == "generate":
+            ids = encode(cut(self.length))
+            return Generation(
+                Prompt(ids, self.new_tokens, exam.stop),
+                lambda answer: Outcome(
+                    len(ids), {"exact_match": score(answer, question.right)}, question.right, answer
+                ),
+            )
+        room = max(len(one.token_ids) - one.first for one in passages(""))
+        asked = passages(cut(self.length - room))
+        right = next(place for place, option in enumerate(exam.options) if score(option, question.right) == 1.0)
 
         def outcome(scores: Sequence[Sequence[float]]) -> Outcome:
             sums = [math.fsum(score) for score in scores]
-            chosen = options[sums.index(max(sums))]
-            return Outcome(passages[right].first, option_scores(sums, right), options[right], chosen)
+            chosen = exam.options[sums.index(max(sums))]
+            return Outcome(asked[right].first, option_scores(sums, right), exam.options[right], chosen)
 
-        return Scoring(passages, outcome)
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A question put to a model; `document` is what is left of the question's own."""
-
-    question: Question
-    subject: Subject
-    chat: bool
-
-    @property
-    def exam(self) -> Exam:
-        return EXAMS[self.question.exam]
-
-    def prompt(self, document: str) -> str:
-        text = self.question.text
-        return fact_prompt(text) if self.question.document is None else self.exam.prompt(document, text)
-
-    def encode(self, document: str) -> list[int]:
-        return self.subject.encode(self.prompt(document), self.chat)
-
-    def passages(self, document: str) -> tuple[Passage, ...]:
-        prompt = self.prompt(document)
-        return tuple(answered(self.subject, prompt, option, self.chat) for option in self.exam.options)
-
-    def cut(self, length: int) -> str:
-        """As much of the document as fits into a prompt of `length` tokens."""
-        document = self.question.document or ""
-        return longest_part(document, lambda part: len(self.encode(part)), length, self.exam.keep_tail)
-
-    def is_right(self, option: str) -> bool:
-        return self.exam.score(option, self.question.right) == 1.0
+        return Scoring(asked, outcome)
 
 
 def option_scores(sums: Sequence[float], right: int) -> dict[str, float]:

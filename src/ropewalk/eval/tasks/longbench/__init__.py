@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from functools import cached_property
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import BaseModel, Field, field_validator
 
-from ropewalk.eval.data_files import lines_of, read
+from ropewalk.eval.data_files import beside, lines_of, read
 from ropewalk.eval.subjects import Prompt, Subject
 from ropewalk.eval.tasks.base import (
     Example,
@@ -35,16 +33,12 @@ class Kind(BaseModel):
         new_tokens: of the answer, at most.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     prompt: str
     new_tokens: int
 
 
 # In the order of SelfExtend's table 2.
-KINDS: dict[str, Kind] = TypeAdapter(dict[str, Kind]).validate_python(
-    json.loads(package_files(__name__).joinpath("prompts.json").read_text(encoding="utf-8"))
-)
+KINDS = beside(__file__, Kind)
 # LongBench asks these as plain text, of models that chat too: the examples in their prompts show the form.
 _NO_CHAT = ("trec", "triviaqa", "samsum", "lcc", "repobench-p")
 

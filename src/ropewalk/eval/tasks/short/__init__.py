@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
 
+from ropewalk.eval.data_files import DataError
 from ropewalk.eval.infinite import Infinite
 from ropewalk.eval.methods import Method
-from ropewalk.eval.subjects import Subject
+from ropewalk.eval.subjects import Subject, batches
 from ropewalk.eval.tasks.base import Example, Metric, Names, Outcome, Task, each_once, folder_of_data
 from ropewalk.eval.tasks.short.benchmarks import BENCHMARKS
 
@@ -48,11 +49,10 @@ class Short(Task):
 
     @cached_property
     def _loaded(self) -> list[Loaded]:
-        """Raises ImportError: lm-eval is not installed."""
         try:
             from ropewalk.eval.tasks.short import harness
         except ImportError as error:
-            raise ImportError(
+            raise DataError(
                 f"the short tasks are lm-eval's, and {error.name} is not installed: "
                 "run 'pip install \"ropewalk[lm-eval]\"'"
             ) from error
@@ -63,7 +63,7 @@ class Short(Task):
         """The version of lm-eval, the shots and what they are from, how many questions are asked, and what tells all
         questions and the definitions of the tasks from others."""
         parts = {name: list(its) for name, its in groupby(self._loaded, key=lambda task: task.benchmark)}
-        hashes = {name: "".join(task.digest for task in its) for name, its in parts.items()}
+        hashes = {name: "".join(task.digest() for task in its) for name, its in parts.items()}
         return {
             "lm_eval": version("lm_eval"),
             "shots": {name: BENCHMARKS[name].shots for name in parts},
@@ -97,8 +97,7 @@ class Short(Task):
 
     def batches(self, examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
         """Those of a task: lm-eval itself makes batches of them."""
-        for _, its in groupby(examples, key=lambda example: example.cell["task"]):
-            yield list(its)
+        return batches(examples, max(1, len(examples)), lambda example: example.cell["task"])
 
     def outcomes(self, examples: Sequence[Example], subject: Subject) -> list[Outcome]:
         from ropewalk.eval.tasks.short import harness

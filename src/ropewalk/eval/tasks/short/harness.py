@@ -8,8 +8,8 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from functools import cached_property
 from io import StringIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,19 @@ from ropewalk.eval.tasks.short.benchmarks import BENCHMARKS, Benchmark
 from ropewalk.integrations.lm_eval import RopewalkLM
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without lm-eval's advice and progress bars."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 @dataclass(frozen=True, eq=False)
 class Loaded:
     """A task of lm-eval; a benchmark is one, or one a subject.
@@ -34,37 +47,29 @@ class Loaded:
         task: lm-eval's own object.
         subject: "" where the benchmark has none.
         shots_from: the part of the data that solved examples are from; "" without any.
-        questions: at most so many are asked, the first; None for all.
+        asked: so many questions are asked, the first.
     """
 
     task: Any
     benchmark: str
     subject: str
     shots_from: str
-    questions: int | None
+    asked: int
 
     @property
     def name(self) -> str:
         return str(self.task.task_name)
 
-    @cached_property
-    def asked(self) -> int:
-        """How many questions are asked."""
-        with _quietly():
-            there = len(self.task.eval_docs)
-        return there if self.questions is None else min(self.questions, there)
-
-    @property
+    @_quietly()
     def digest(self) -> str:
         """SHA-256 of all questions and, if there are shots, of what those are from."""
         digest = hashlib.sha256()
-        with _quietly():
-            for documents in self.task.eval_docs, self.task.fewshot_docs() if self.shots_from else ():
-                for document in documents:
-                    digest.update(json.dumps(document, sort_keys=True, default=str).encode() + b"\n")
+        for document in chain(self.task.eval_docs, self.task.fewshot_docs() if self.shots_from else ()):
+            digest.update(json.dumps(document, sort_keys=True, default=str).encode() + b"\n")
         return digest.hexdigest()
 
 
+@_quietly()
 def load(names: Sequence[str], data_dir: Path | None, questions: int | None) -> list[Loaded]:
     """The tasks of some benchmarks.
 
@@ -75,49 +80,49 @@ def load(names: Sequence[str], data_dir: Path | None, questions: int | None) -> 
     Raises:
         DataError: data are missing or cannot be read.
     """
-    folder = Path(lm_eval.tasks.__file__).parent
     loaded = []
     for name in names:
         benchmark = BENCHMARKS[name]
-        with _quietly():
-            # Its whole catalogue takes ten seconds to read.
-            manager = lm_eval.tasks.TaskManager(include_defaults=False, include_path=folder / benchmark.folder)
+        # Its whole catalogue takes ten seconds to read.
+        folder = Path(lm_eval.tasks.__file__).parent / benchmark.folder
+        manager = lm_eval.tasks.TaskManager(include_defaults=False, include_path=folder)
         tasks = [task for task in manager.all_subtasks if task.startswith(f"{name}_")] if benchmark.subjects else [name]
         for i, task in enumerate(tasks):
             subject = task.removeprefix(name).removeprefix("_")
             changes, shots_from = _changes(benchmark, data_dir, task, subject)
             # Only as part of a group does lm-eval put changes on top of what it has under that name.
             group = {"group": "ropewalk", "task": [{"task": task, **changes}]}
-            otherwise = "name a folder that holds short/... by --data-dir, or mend the connection to the hub"
-            with loading(task, otherwise), _quietly():
+            with loading(task, "name a folder that holds short/... by --data-dir, or mend the connection to the hub"):
                 [its] = manager.load([group])["tasks"].values()
-            part = None if questions is None else questions // len(tasks) + (i < questions % len(tasks))
-            loaded.append(Loaded(its, name, subject, shots_from, part))
+            there = len(its.eval_docs)
+            asked = there if questions is None else questions // len(tasks) + (i < questions % len(tasks))
+            loaded.append(Loaded(its, name, subject, shots_from, min(asked, there)))
     return loaded
 
 
 def _changes(benchmark: Benchmark, data_dir: Path | None, task: str, subject: str) -> tuple[dict[str, Any], str]:
     """Of lm-eval's configuration of a task, and the part of the data that shots are from."""
     changes: dict[str, Any] = {"num_fewshot": benchmark.shots}
-    shots_from = benchmark.examples
-    if data_dir is not None:
-        questions = benchmark.questions(data_dir, subject)
-        if shots_from not in questions and benchmark.shots:
-            shots_from = benchmark.asked
-            # The same part for both, so that lm-eval leaves the question out that it asks.
-            changes |= {"training_split": None, "validation_split": None}
-            changes |= {"test_split": shots_from, "fewshot_split": shots_from}
-        asked = len(questions[benchmark.asked])
-        others = len(questions.get(shots_from, ())) - (shots_from == benchmark.asked)
-        if not asked or others < benchmark.shots:
-            raise DataError(
-                f"{task} asks with {benchmark.shots} solved examples, and the data folder holds {asked} questions to "
-                f"ask and {max(others, 0)} to take those from: pass --data-dir with all of its files"
-            )
-        changes["custom_dataset"] = lambda **_: {part: Dataset.from_list(its) for part, its in questions.items()}
+    if data_dir is None:
+        return changes, benchmark.examples
+    questions = benchmark.questions(data_dir, subject)
+    asked, shots_from = questions[benchmark.asked], benchmark.examples
+    others = len(questions.get(shots_from, asked[1:]))
+    if not asked or others < benchmark.shots:
+        raise DataError(
+            f"{task} asks with {benchmark.shots} solved examples, and the data folder holds {len(asked)} questions to "
+            f"ask and {others} to take those from: pass --data-dir with all of its files"
+        )
+    if benchmark.shots and shots_from not in questions:
+        shots_from = benchmark.asked
+        # The same part for both, so that lm-eval leaves the question out that it asks.
+        changes |= {"training_split": None, "validation_split": None}
+        changes |= {"test_split": shots_from, "fewshot_split": shots_from}
+    changes["custom_dataset"] = lambda **_: {part: Dataset.from_list(its) for part, its in questions.items()}
     return changes, shots_from
 
 
+@_quietly()
 def evaluate(subject: Subject, wanted: Mapping[Loaded, Set[int]], seed: int) -> dict[tuple[str, int], Outcome]:
     """Asks questions of tasks, by their numbers: what each gave, by its task's name and its number.
 
@@ -127,15 +132,14 @@ def evaluate(subject: Subject, wanted: Mapping[Loaded, Set[int]], seed: int) -> 
     by_name = {one.name: numbers for one, numbers in wanted.items()}
     for one in wanted:
         one.task.set_fewshot_seed(seed)
-    with _quietly():
-        # `simple_evaluate` calls this, and also runs git and pip to write down where it runs, their errors on the
-        # terminal. It gives results to the first process of a machine alone: it takes others for parts of its own run.
-        given = lm_eval.evaluate(
-            _Asking(_language_model(subject), by_name),
-            lm_eval.tasks.TaskManager(include_defaults=False).load([one.task for one in wanted]),
-            samples={name: range(max(numbers) + 1) for name, numbers in by_name.items()},
-            bootstrap_iters=0,
-        )
+    # `simple_evaluate` calls this, and also runs git and pip to write down where it runs, their errors on the terminal.
+    # It gives results to the first process of a machine alone: it takes others for parts of its own run.
+    given = lm_eval.evaluate(
+        _Asking(_language_model(subject), by_name),
+        lm_eval.tasks.TaskManager(include_defaults=False).load([one.task for one in wanted]),
+        samples={name: range(max(numbers) + 1) for name, numbers in by_name.items()},
+        bootstrap_iters=0,
+    )
     samples: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for name, numbers in by_name.items():
         for sample in given["samples"][name]:
@@ -203,16 +207,3 @@ def _language_model(subject: Subject) -> Any:
         max_length=subject.trained_window,
         batch_size=subject.batch_size,
     )
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without lm-eval's advice and progress bars."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with redirect_stderr(StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
