@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ropewalk.data import alice
 from ropewalk.eval.data_files import DataError, loading, read_file, text_of
@@ -27,39 +27,25 @@ class Text:
     text: str
 
 
-@dataclass(frozen=True)
-class _Set:
-    """A set that does not come with the package.
-
-    Attributes:
-        what: it consists of.
-        files: of its texts, below the folder of data sets.
-        hub: data set that holds it, and the split of that.
-        read: the name and the text of a row, by its number.
-    """
+class _Set(NamedTuple):
+    """A set that does not come with the package: what it holds, its files below the folder of data sets, the hub's data
+    set and its split, and the name and the text of a row there."""
 
     what: str
     files: str
-    hub: tuple[str, str]
+    hub: str
+    split: str
     read: Callable[[int, Mapping[str, Any]], tuple[str, str]]
 
 
+# The folder of essays is that of the needle test's own repository. The data set has more, without names of files. Books
+# are named by their numbers at Project Gutenberg.
 _SETS = {
-    # Named by their numbers at Project Gutenberg.
-    "pg19": _Set(
-        "books",
-        "pg19/test_books/*.txt",
-        ("emozilla/pg19-test", "test"),
-        lambda number, row: (row["url"].rstrip("/").rpartition("/")[2], row["text"]),
-    ),
-    # The folder is that of the needle test's own repository. The data set has more essays, without names of files.
-    "essays": _Set(
-        "essays",
-        "needle/PaulGrahamEssays/*.txt",
-        ("baber/paul_graham_essays", "train"),
-        lambda number, row: (f"{number:03d}", row["text"]),
-    ),
-}
+    "pg19": _Set("books", "pg19/test_books/*.txt", "emozilla/pg19-test", "test",
+                 lambda number, row: (row["url"].rstrip("/").rpartition("/")[2], row["text"])),
+    "essays": _Set("essays", "needle/PaulGrahamEssays/*.txt", "baber/paul_graham_essays", "train",
+                   lambda number, row: (f"{number:03d}", row["text"])),
+}  # fmt: skip
 
 
 def texts(name: str, data_dir: Path | None = None) -> list[Text]:
@@ -100,7 +86,6 @@ def _from_folder(data_dir: Path, one: _Set) -> list[Text]:
 
 
 def _from_hub(name: str, one: _Set) -> list[Text]:
-    repository, split = one.hub
     otherwise = f"name a folder that holds {one.files} by --data-dir, or take the text alice"
     try:
         datasets: Any = import_module("datasets")
@@ -108,7 +93,7 @@ def _from_hub(name: str, one: _Set) -> list[Text]:
         raise DataError(
             f"{name} is loaded from the hub with datasets: pip install 'ropewalk[eval]', {otherwise}"
         ) from error
-    with loading(repository, otherwise):
+    with loading(one.hub, otherwise):
         return [
-            Text(*one.read(number, row)) for number, row in enumerate(datasets.load_dataset(repository, split=split))
+            Text(*one.read(number, row)) for number, row in enumerate(datasets.load_dataset(one.hub, split=one.split))
         ]

@@ -68,10 +68,20 @@ def evenly(count: int) -> tuple[float, ...]:
     return tuple(i / (count - 1) for i in range(count))
 
 
-# Settings that may be given as text, as an option's value is.
+# Settings that may be given as text, as an option's value is; with words for what most tasks mean by them.
 Tokens = Annotated[int, BeforeValidator(_tokens), Field(ge=1)]  # "16k"
-Lengths = Annotated[tuple[Tokens, ...], BeforeValidator(_apart), AfterValidator(_once), Field(min_length=1)]  # "4k,8k"
-Depths = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(_depths), Field(min_length=1)]
+Lengths = Annotated[  # "4k,8k"
+    tuple[Tokens, ...],
+    BeforeValidator(_apart),
+    AfterValidator(_once),
+    Field(min_length=1, description="Tokens of the prompts, comma-separated; 16k is 16384."),
+]
+Depths = Annotated[  # "10", "0.1,0.5"
+    tuple[Annotated[float, Field(ge=0, le=1)], ...],
+    BeforeValidator(_depths),
+    Field(min_length=1, description="Where it is hidden, from 0 to 1, comma-separated; or a number of depths."),
+]
+Chat = Annotated[bool, Field(description="Ask as a message where the model has a chat template.")]
 Names = Annotated[tuple[str, ...], BeforeValidator(_apart)]  # "qasper,trec"
 
 

@@ -16,6 +16,7 @@ from ropewalk.eval.data_files import lines_of, read
 from ropewalk.eval.prompts import answered, chats, longest_part
 from ropewalk.eval.subjects import Passage, Prompt, Subject
 from ropewalk.eval.tasks.base import (
+    Chat,
     Example,
     Generation,
     Metric,
@@ -70,7 +71,7 @@ class LEval(PreparedTask):
         16384, description="Tokens of the longest prompt, its option included; documents are cut. 16k is 16384."
     )
     new_tokens: int = Field(512, ge=1, description="Of an answer in words, at most.")
-    chat: bool = Field(True, description="Ask as a message where the model has a chat template.")
+    chat: Chat = True
 
     _left_out: Counter[str] = PrivateAttr(default_factory=Counter)
 

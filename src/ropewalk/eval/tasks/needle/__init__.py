@@ -15,6 +15,7 @@ from pydantic import Field
 from ropewalk.eval.prompts import chats, longest_part
 from ropewalk.eval.subjects import Prompt, Subject
 from ropewalk.eval.tasks.base import (
+    Chat,
     Depths,
     Example,
     Generation,
@@ -51,12 +52,10 @@ class Needle(PreparedTask):
 
     text: str = Field("essays", description="Set of texts: essays, or alice, which comes with the package.")
     data_dir: Path | None = folder_of_data("needle/PaulGrahamEssays/*.txt")
-    lengths: Lengths = Field((4096, 8192, 16384), description="Tokens of the prompts, comma-separated; 16k is 16384.")
-    depths: Depths = Field(
-        evenly(10), description="Where the needle is, from 0 to 1, comma-separated; or a number of depths."
-    )
+    lengths: Lengths = (4096, 8192, 16384)
+    depths: Depths = evenly(10)
     samples: int = Field(3, ge=1, description="Prompts of each length and depth; each begins with another text.")
-    chat: bool = Field(True, description="Ask as a message where the model has a chat template.")
+    chat: Chat = True
     seed: int = 0
 
     @cached_property

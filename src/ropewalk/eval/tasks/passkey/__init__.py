@@ -25,10 +25,8 @@ class Passkey(PreparedTask):
     name = "passkey"
     metrics: ClassVar = {"exact_match": Metric("exact match")}
 
-    lengths: Lengths = Field((4096, 8192, 16384), description="Tokens of the prompts, comma-separated; 16k is 16384.")
-    depths: Depths = Field(
-        evenly(10), description="Where the key is, from 0 to 1, comma-separated; or a number of depths."
-    )
+    lengths: Lengths = (4096, 8192, 16384)
+    depths: Depths = evenly(10)
     samples: int = Field(10, ge=1, description="Prompts of each length and depth.")
     span: int = Field(400, ge=0, description="Tokens behind a depth among which the place is drawn.")
     digits: int = Field(5, ge=1, le=1000, description="Of the key.")
