@@ -16,7 +16,7 @@ from ropewalk.cli import app
 from ropewalk.cli.eval import tasks as commands
 from ropewalk.eval.subjects import Prompt
 from ropewalk.eval.tasks import TASKS
-from ropewalk.eval.tasks.base import Example, Generation, Lengths, Metric, Outcome, PreparedTask, written
+from ropewalk.eval.tasks.base import About, Example, Generation, Lengths, Metric, Outcome, PreparedTask, written
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 MADE_UP = ["leval", "longbench", "short"]  # read files, which `data_dir` writes
@@ -42,6 +42,7 @@ class Echo(PreparedTask):
 
     name = "echo"
     metrics: ClassVar = {"same": Metric("same word")}
+    about: ClassVar = About("Echoes of words", "A word is asked for, and given back or not.")
 
     lengths: Lengths = Field((1024, 2000), description="Of [words], comma-separated.")
     case: Literal["lower", "upper"] = Field("lower", description="Of the word.")
@@ -84,7 +85,9 @@ def test_a_task_is_a_class_and_an_entry(echo, tmp_path):
     assert [(row["target"], row["prompt_tokens"]) for row in rows_of(tmp_path)] == [("word", 2)] * 4
     page = tmp_path / "page.html"
     assert CliRunner().invoke(app, ["report", str(tmp_path), "-o", str(page)]).exit_code == 0
-    assert "same word" in page.with_suffix(".md").read_text().lower()
+    words = page.with_suffix(".md").read_text()
+    assert "Same word" in words
+    assert "A word is asked for, and given back or not." in words
 
 
 @pytest.mark.parametrize("name", TASKS)

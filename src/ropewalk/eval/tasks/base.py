@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
@@ -125,6 +125,11 @@ class Example:
     about: Any = field(default=None, compare=False, repr=False)
 
 
+def grid_size(settings: Mapping[str, Any]) -> int:
+    """How many examples there are in a grid of such settings."""
+    return len(settings["lengths"]) * len(settings["depths"]) * int(settings["samples"])
+
+
 def grid(lengths: Iterable[int], depths: Iterable[float], samples: int) -> list[Example]:
     """So many examples of each length and depth, about a depth and the number of a sample."""
     return [
@@ -180,6 +185,31 @@ def folder_of_data(holds: str) -> Any:
     return Field(None, description=f"Folder that holds {holds}. Without one they are loaded from the hub.")
 
 
+@dataclass(frozen=True)
+class About:
+    """A task in words, for a page of its results.
+
+    Attributes:
+        title: its name for people.
+        measures: what it measures, in a sentence or two.
+        reading: how to read its figure over these parts of the cells; empty for general words.
+        over: those parts.
+        by: what of the cells there is a table for; None for all.
+        examples: how many examples of each method the settings ask for; None if that is not known.
+        groups: of its tasks, where it is several, in the order of a table's columns.
+        percent: whether its scores, from 0 to 1, are written in percent, as is usual for it.
+    """
+
+    title: str
+    measures: str
+    reading: str = ""
+    over: tuple[str, ...] = ("length", "depth")
+    by: tuple[str, ...] | None = None
+    examples: Callable[[Mapping[str, Any]], int] | None = None
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    percent: bool = False
+
+
 class Task(BaseModel, ABC):
     """A task with its settings, its fields. The same settings, seed and data give the same examples.
 
@@ -196,6 +226,7 @@ class Task(BaseModel, ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     metrics: ClassVar[dict[str, Metric]]
+    about: ClassVar[About | None] = None
 
     @property
     def longest(self) -> int | None:
