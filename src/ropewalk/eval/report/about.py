@@ -12,5 +12,5 @@ def about(task: str) -> About:
     """In general words where the task has none of its own."""
     title = task.replace("_", " ").replace("-", " ")
     general = "Every score is the mean over the examples that were done; all methods were asked the same examples."
-    words = TASKS[task].about if task in TASKS else None
-    return words or About(title[:1].upper() + title[1:], general)
+    words = TASKS[task].about() if task in TASKS else None
+    return words or About(title=title[:1].upper() + title[1:], measures=general)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import tomllib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -125,11 +128,6 @@ class Example:
     about: Any = field(default=None, compare=False, repr=False)
 
 
-def grid_size(settings: Mapping[str, Any]) -> int:
-    """How many examples there are in a grid of such settings."""
-    return len(settings["lengths"]) * len(settings["depths"]) * int(settings["samples"])
-
-
 def grid(lengths: Iterable[int], depths: Iterable[float], samples: int) -> list[Example]:
     """So many examples of each length and depth, about a depth and the number of a sample."""
     return [
@@ -185,9 +183,8 @@ def folder_of_data(holds: str) -> Any:
     return Field(None, description=f"Folder that holds {holds}. Without one they are loaded from the hub.")
 
 
-@dataclass(frozen=True)
-class About:
-    """A task in words, for a page of its results.
+class About(BaseModel):
+    """A task in words, for a page of its results; from about.toml in its folder.
 
     Attributes:
         title: its name for people.
@@ -195,18 +192,21 @@ class About:
         reading: how to read its figure over these parts of the cells; empty for general words.
         over: those parts.
         by: what of the cells there is a table for; None for all.
-        examples: how many examples of each method the settings ask for; None if that is not known.
+        examples: settings whose numbers, of lists their lengths, multiply to the examples of each method; of none, it
+            is not known.
         groups: of its tasks, where it is several, in the order of a table's columns.
         percent: whether its scores, from 0 to 1, are written in percent, as is usual for it.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: str
     measures: str
     reading: str = ""
     over: tuple[str, ...] = ("length", "depth")
     by: tuple[str, ...] | None = None
-    examples: Callable[[Mapping[str, Any]], int] | None = None
-    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    examples: tuple[str, ...] = ()
+    groups: dict[str, tuple[str, ...]] = {}
     percent: bool = False
 
 
@@ -226,7 +226,12 @@ class Task(BaseModel, ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     metrics: ClassVar[dict[str, Metric]]
-    about: ClassVar[About | None] = None
+
+    @classmethod
+    def about(cls) -> About | None:
+        """What a page says of it; None for general words."""
+        path = Path(inspect.getfile(cls)).with_name("about.toml")
+        return About(**tomllib.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
     @property
     def longest(self) -> int | None:

@@ -16,7 +16,6 @@ from ropewalk.eval.data_files import lines_of, read
 from ropewalk.eval.prompts import answered, chats, longest_part
 from ropewalk.eval.subjects import Passage, Prompt, Subject
 from ropewalk.eval.tasks.base import (
-    About,
     Chat,
     Example,
     Generation,
@@ -51,20 +50,6 @@ class Paper(BaseModel):
         return self
 
 
-_ABOUT = About(
-    title="Exams about long documents",
-    measures=(
-        "The model reads a lecture, a story or solved problems and answers questions about them, each with one "
-        "right answer. Where it answers in words, exact match is the percentage of right answers, from 0 to 100; "
-        "of several right options a part counts as a quarter. Where it chooses among options, accuracy is how "
-        "often the right one is the likeliest: by chance 25 of four options, and 50 of true and false. The exams "
-        "are those of L-Eval (An et al., 2023), and the SelfExtend paper (Jin et al., 2024) has them in its table "
-        "3."
-    ),
-    percent=True,
-)
-
-
 class LEval(PreparedTask):
     """L-Eval's exams, questions about long documents (SelfExtend, table 3)."""
 
@@ -74,7 +59,6 @@ class LEval(PreparedTask):
         "accuracy": Metric("accuracy"),
         "probability": Metric("probability of what is right"),
     }
-    about = _ABOUT
 
     mode: Literal["generate", "options"] = Field(
         "generate", description="Answers in words, or the likelihood of each option."

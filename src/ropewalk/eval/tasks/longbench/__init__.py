@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field, field_validator
 from ropewalk.eval.data_files import beside, lines_of, read
 from ropewalk.eval.subjects import Prompt, Subject
 from ropewalk.eval.tasks.base import (
-    About,
     Example,
     Generation,
     Metric,
@@ -71,30 +70,11 @@ class Record(BaseModel):
     all_classes: tuple[str, ...] | None = None
 
 
-_ABOUT = About(
-    title="LongBench",
-    measures=(
-        "Sixteen tasks on long documents, from questions and summaries to code. Every task has its usual score, "
-        "from 0 to 100, the more the better (table 2 of the SelfExtend paper)."
-    ),
-    groups={
-        "single-document QA": ("narrativeqa", "qasper", "multifieldqa_en"),
-        "multi-document QA": ("hotpotqa", "2wikimqa", "musique"),
-        "summarization": ("gov_report", "qmsum", "multi_news"),
-        "few-shot": ("trec", "triviaqa", "samsum"),
-        "synthetic": ("passage_count", "passage_retrieval_en"),
-        "code": ("lcc", "repobench-p"),
-    },
-    percent=True,
-)
-
-
 class LongBench(PreparedTask):
     """LongBench: questions, summaries, few-shot learning and code completion over long texts (SelfExtend, table 2)."""
 
     name = "longbench"
     metrics: ClassVar = {"score": Metric("score")}
-    about = _ABOUT
 
     tasks: Names = Field(tuple(KINDS), min_length=1, description="Of LongBench, comma-separated.")
     subset: Literal["full", "mini"] = Field("full", description="LongBench, or MiniLongBench, a small part of it.")

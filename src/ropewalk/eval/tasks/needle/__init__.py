@@ -15,7 +15,6 @@ from pydantic import Field
 from ropewalk.eval.prompts import chats, longest_part
 from ropewalk.eval.subjects import Prompt, Subject
 from ropewalk.eval.tasks.base import (
-    About,
     Chat,
     Depths,
     Example,
@@ -27,7 +26,6 @@ from ropewalk.eval.tasks.base import (
     evenly,
     folder_of_data,
     grid,
-    grid_size,
 )
 from ropewalk.eval.texts import Text, sha256, texts
 
@@ -46,31 +44,11 @@ _PLAIN = (
 )
 
 
-_ABOUT = About(
-    title="Needle in a haystack",
-    measures=(
-        "A sentence, the needle, is hidden in essays that have nothing to do with it, and the model is asked at "
-        "the end for what it says. Recall is how much of it the answer holds, of three parts; an exact match holds "
-        "all. Both go from 0 to 1. A model that does not see the whole text misses the needle in the part that it "
-        "does not see."
-    ),
-    reading=(
-        "One picture for each method, all in the same colors. To the right the text gets longer, downwards the "
-        "needle is hidden nearer to its end. Each square shows how much was found there and, below it, the number "
-        "of texts that were asked; the darker, the better. The layout is that of figure 10 of the SelfExtend paper "
-        "(Jin et al., 2024)."
-    ),
-    by=("length",),
-    examples=grid_size,
-)
-
-
 class Needle(PreparedTask):
     """Needle in a haystack of essays, over lengths and depths (SelfExtend, appendix G, figure 10)."""
 
     name = "needle"
     metrics: ClassVar = {"recall": Metric("recall"), "exact_match": Metric("exact match")}
-    about = _ABOUT
 
     text: str = Field("essays", description="Set of texts: essays, or alice, which comes with the package.")
     data_dir: Path | None = folder_of_data("needle/PaulGrahamEssays/*.txt")

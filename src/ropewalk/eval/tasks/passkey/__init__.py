@@ -10,7 +10,6 @@ from pydantic import Field
 from ropewalk.eval import haystack
 from ropewalk.eval.subjects import Prompt, Subject
 from ropewalk.eval.tasks.base import (
-    About,
     Depths,
     Example,
     Generation,
@@ -20,7 +19,6 @@ from ropewalk.eval.tasks.base import (
     PreparedTask,
     evenly,
     grid,
-    grid_size,
 )
 
 # The text of Mohtashami and Jaggi (arXiv 2305.16300), as the SelfExtend authors' examples have it.
@@ -31,30 +29,11 @@ HEAD = (
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 
 
-_ABOUT = About(
-    title="Pass key retrieval",
-    measures=(
-        "A random number, the pass key, is hidden in a long text that has nothing to do with it, and the model is "
-        "asked for it at the end. The score is the share of keys that it gives back exactly, from 0 (none) to 1 "
-        "(all). A model that does not see the whole text misses the keys in the part that it does not see."
-    ),
-    reading=(
-        "One picture for each method, all in the same colors. To the right the text gets longer, downwards the key "
-        "is hidden nearer to its end; each square shows the share of keys that were found, the darker the better, "
-        "and how many texts were asked. A method that can read the whole text is dark all over (figure 4 of the "
-        "SelfExtend paper, Jin et al., 2024)."
-    ),
-    by=("length",),
-    examples=grid_size,
-)
-
-
 class Passkey(PreparedTask):
     """Pass key retrieval over lengths and depths (SelfExtend, section 4.2, figure 4)."""
 
     name = "passkey"
     metrics: ClassVar = {"exact_match": Metric("exact match")}
-    about = _ABOUT
 
     lengths: Lengths = (4096, 8192, 16384)
     depths: Depths = evenly(10)

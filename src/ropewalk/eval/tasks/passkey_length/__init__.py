@@ -9,24 +9,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from ropewalk.eval.subjects import Subject
-from ropewalk.eval.tasks.base import About, Example, Generation, Lengths, Metric, PreparedTask, Tokens
+from ropewalk.eval.tasks.base import Example, Generation, Lengths, Metric, PreparedTask, Tokens
 from ropewalk.eval.tasks.passkey import answer_tokens, hidden
-
-_ABOUT = About(
-    title="Pass keys of many digits",
-    measures=(
-        "A random number is hidden in a long text that has nothing to do with it, and the model is asked for it at "
-        "the end. Here the text stays as long as it is and the number gets longer: a model that takes several far "
-        "tokens to be in one place may find a long number and mix up its digits. The score is the share of "
-        "numbers that it gives back exactly."
-    ),
-    reading=(
-        "To the right the keys get longer; the higher a line, the more of them were given back (figure 6 of the "
-        "SelfExtend paper)."
-    ),
-    over=("digits",),
-    examples=lambda settings: len(settings["digits"]) * int(settings["samples"]),
-)
 
 
 class PasskeyLength(PreparedTask):
@@ -34,7 +18,6 @@ class PasskeyLength(PreparedTask):
 
     name = "passkey-length"
     metrics: ClassVar = {"exact_match": Metric("exact match")}
-    about = _ABOUT
 
     digits: Lengths = Field((5, 8, 16, 36, 48, 64, 100), description="Of the keys, comma-separated.")
     length: Tokens = Field(16384, description="Tokens of the prompts; 16k is 16384.")

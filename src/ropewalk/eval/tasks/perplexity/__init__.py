@@ -17,7 +17,6 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 from ropewalk.eval.prompts import encode_apart
 from ropewalk.eval.subjects import Passage, Subject
 from ropewalk.eval.tasks.base import (
-    About,
     Example,
     Lengths,
     Metric,
@@ -67,27 +66,11 @@ def some_windows(tokens: int, length: int, stride: int, longest: int, count: int
     return [Window(end - length, end - stride, end) for end in ends]
 
 
-_ABOUT = About(
-    title="Perplexity on books",
-    measures=(
-        "The model reads a book and says at each place how likely the token is that comes next. Perplexity is how "
-        "many tokens it hesitates between, as it were: 1 would be to know them all, and less is better. Past the "
-        "length that a model was trained on it rises steeply, unless something is done."
-    ),
-    reading=(
-        "To the right the model reads more text before the tokens that are scored; the lower, the better. A line "
-        "that stays level or falls is as good as with a short text (figure 2 and table 1 of the SelfExtend paper)."
-    ),
-    over=("length",),
-)
-
-
 class Perplexity(PreparedTask):
     """Perplexity on books, by length or by position (SelfExtend, appendix D.1)."""
 
     name = "perplexity"
     metrics: ClassVar = {"perplexity": Metric("perplexity", higher_is_better=False, pooled=("nll", "tokens"))}
-    about = _ABOUT
 
     text: str = Field("pg19", description="Set of texts: pg19, or alice, which comes with the package.")
     data_dir: Path | None = folder_of_data("pg19/test_books/*.txt")

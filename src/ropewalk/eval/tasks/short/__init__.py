@@ -17,22 +17,11 @@ from ropewalk.eval.data_files import DataError
 from ropewalk.eval.infinite import Infinite
 from ropewalk.eval.methods import Method
 from ropewalk.eval.subjects import Subject, batches
-from ropewalk.eval.tasks.base import About, Example, Metric, Names, Outcome, Task, each_once, folder_of_data
+from ropewalk.eval.tasks.base import Example, Metric, Names, Outcome, Task, each_once, folder_of_data
 from ropewalk.eval.tasks.short.benchmarks import BENCHMARKS
 
 if TYPE_CHECKING:
     from ropewalk.eval.tasks.short.harness import Loaded
-
-
-_ABOUT = About(
-    title="Short tasks",
-    measures=(
-        "Well-known tasks whose texts fit into the trained window. A method that only changes what lies far apart "
-        "should leave the scores as they are."
-    ),
-    by=("task",),
-    percent=True,
-)
 
 
 class Short(Task):
@@ -45,7 +34,6 @@ class Short(Task):
     name = "short"
     # lm-eval's own: a report shows all that there are.
     metrics: ClassVar[dict[str, Metric]] = {}
-    about = _ABOUT
 
     tasks: Names = Field(tuple(BENCHMARKS), min_length=1, description="Comma-separated.")
     questions: int | None = Field(
