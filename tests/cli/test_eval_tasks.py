@@ -241,12 +241,6 @@ def test_bad_input_is_told_before_a_model_is_loaded(tmp_path, monkeypatch, argum
     assert not (tmp_path / "out").exists()
 
 
-def test_alone_it_says_what_there_is():
-    result = run()
-    assert result.exit_code == 0
-    assert all(name in result.stdout for name in TASKS)
-
-
 def test_without_lm_eval(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "ropewalk.eval.tasks.short.harness", raising=False)

@@ -35,10 +35,6 @@ class _Tasks(TyperGroup):
             self.commands.update(typer.main.get_command(tasks).commands)  # type: ignore[attr-defined]
 
 
-app = typer.Typer(cls=_Tasks, help="Run an experiment of the papers on a model.", rich_markup_mode="rich")
-
-
-@app.callback(invoke_without_command=True)
-def _alone(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        print(context.get_help())
+app = typer.Typer(
+    cls=_Tasks, no_args_is_help=True, help="Run an experiment of the papers on a model.", rich_markup_mode="rich"
+)
