@@ -150,9 +150,6 @@ def test_texts_are_read_in_chunks(tmp_path, monkeypatch):
         (["-o", ""], "must name a file or a folder, got ''"),
         (["--method", "linear(factor=0.5)"], "factor of linear must be a number of 1 or more, got 0.5"),
         (["--method", "selfexend"], "Did you mean 'selfextend'?"),
-        (["--lengths", "4k,many"], "--lengths must be whole numbers such as 4096 or 16k, got 'many'"),
-        (["--lengths", "0"], "got '0'"),
-        (["--depths", "0.5,1.5"], "--depths must be numbers from 0 to 1, or how many there are, got '0.5,1.5'"),
         (["--dtype", "half"], "--dtype must be one of"),
         (["--method", "selfextend(group_size=8)"], "window"),
         (
@@ -180,27 +177,6 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path):
     assert rows_of(tmp_path) == rows
 
 
-PERPLEXITY = ["perplexity", "--model", "dummy", "--text", "alice", "--lengths", "1k,4k"]
-
-
-def test_perplexity(tmp_path):
-    first = run(*PERPLEXITY, "-o", tmp_path)
-    assert first.exit_code == 0, first.output
-    assert first.stdout == f"4 examples done: {tmp_path}\n"
-    settings = json.loads((tmp_path / "config.json").read_text())["settings"]
-    assert (settings["text"], settings["lengths"], settings["windows"]) == ("alice", [1024, 4096], 16)
-    assert [row["scores"]["tokens"] for row in rows_of(tmp_path)] == [16 * 256] * 4
-    assert all(row["scores"]["perplexity"] == pytest.approx(2.71828, rel=1e-4) for row in rows_of(tmp_path))
-    assert run(*PERPLEXITY, "-o", tmp_path).stdout.startswith("4 were there already, 0 examples done")
-
-
-def test_perplexity_by_position(tmp_path):
-    result = run(*PERPLEXITY, "--mode", "positions", "--method", "unmodified", "-o", tmp_path)
-    assert result.exit_code == 0, result.output
-    assert [row["scores"]["tokens"] for row in rows_of(tmp_path)] == [1023, 4095]
-    assert rows_of(tmp_path)[1]["scores"]["nll_3072"] == 1024
-
-
 def test_data_may_have_moved(tmp_path):
     for place in ("here", "there"):
         folder = tmp_path / place / "pg19" / "test_books"
@@ -213,35 +189,3 @@ def test_data_may_have_moved(tmp_path):
     changed = run(*arguments, "--data-dir", tmp_path / "there")
     assert changed.exit_code == 2
     assert "was started with settings" in changed.stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--text", "alise"], "no text is called 'alise'. Did you mean 'alice'?"),
-        (["--mode", "slidin"], "--mode must be one of sliding, positions, got 'slidin'. Did you mean 'sliding'?"),
-        (["--lengths", "200"], "--lengths: they must be longer than the stride of 256 tokens"),
-        (["--text", "pg19", "--data-dir", "nowhere"], "holds no books: --data-dir must hold them as pg19/test_books"),
-        (["--stride", "0"], "--stride"),
-    ],
-)
-def test_bad_input_to_perplexity(tmp_path, arguments, message):
-    result = run(*PERPLEXITY, "-o", tmp_path / "out", *arguments)
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    assert result.stderr.count("\n") == 1
-    assert message in result.stderr
-    assert not (tmp_path / "out").exists()
-
-
-def test_passkey_length(tmp_path):
-    small = ["--model", "dummy", "--length", "600", "--digits", "5,36", "--samples", "3"]
-    assert run("passkey-length", *small, "-o", tmp_path).stdout == f"12 examples done: {tmp_path}\n"
-    rows = rows_of(tmp_path)
-    assert {(row["cell"]["digits"], len(row["target"])) for row in rows} == {(5, 5), (36, 36)}
-    assert all(row["prompt_tokens"] <= 600 for row in rows)
-    assert (
-        "--length is one number"
-        in run("passkey-length", "--model", "dummy", "--length", "1k,2k", "-o", tmp_path).stderr
-    )
-    assert "--digits must be" in run("passkey-length", "--model", "dummy", "--digits", "0", "-o", tmp_path).stderr

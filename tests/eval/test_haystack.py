@@ -3,7 +3,7 @@ import re
 import pytest
 
 from ropewalk.data import alice
-from ropewalk.eval.haystack import book, passkey
+from ropewalk.eval.haystack import _FACTS, book, passkey
 
 
 def words(text):
@@ -52,8 +52,8 @@ def test_seeds(kind):
 
 
 def test_no_answer_is_in_the_book():
-    for seed in range(100):
-        assert not re.search(rf"\b{book(100, 0, words, seed).answer}\b", alice()), seed
+    answers = {answer for *_, answers in _FACTS for answer in answers}
+    assert not re.search(rf"\b(?:{'|'.join(answers)})\b", alice(), re.IGNORECASE)
 
 
 def test_book_ends_where_it_ends():

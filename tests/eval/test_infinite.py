@@ -48,7 +48,7 @@ def text(tokens, seed=0):
     return torch.randint(1, 96, (tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-@pytest.mark.parametrize("tokens", [2, 7, 8, 9, 10, 16, 17, 18, 40])
+@pytest.mark.parametrize("tokens", [2, 8, 9, 10, 17, 40])
 def test_scores(model, tokens):
     ids = text(tokens)
     expected = by_definition(model, ids, WINDOW).log_softmax(-1)[range(tokens - 1), ids[1:]]
@@ -59,8 +59,8 @@ def test_scores(model, tokens):
         torch.testing.assert_close(scores, expected[first - 1 :], rtol=1e-6, atol=1e-5)
 
 
-@pytest.mark.parametrize("tokens", [1, 6, 7, 8, 9, 15, 16, 17])
-@pytest.mark.parametrize("new_tokens", [1, 2, 9, 20])
+@pytest.mark.parametrize("tokens", [1, 7, 8, 9, 16])
+@pytest.mark.parametrize("new_tokens", [1, 9, 20])
 def test_answers(model, tokens, new_tokens):
     ids = text(tokens, seed=1)
     with under(model) as subject:
@@ -120,7 +120,7 @@ def test_a_stop(place):
             assert subject.answers([Prompt(ids, 20, stop)])[0] == whole.partition(stop)[0]
 
 
-@pytest.mark.parametrize("place", [0, 1, 2, 7, 8, 9])
+@pytest.mark.parametrize("place", [0, 1, 8, 9])
 def test_an_end_token(place):
     model, ids = tiny_model("llama").double(), text(WINDOW)
     written = written_by_definition(model, ids, 20)

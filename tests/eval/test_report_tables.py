@@ -150,7 +150,7 @@ def test_what_a_task_computes_its_metrics_of_is_not_shown():
     rows = [row("unmodified", 1.0, sample=i) for i in range(2)]
     rows = [one.model_copy(update={"scores": one.scores | {"tokens": 9.0}}) for one in rows]
     for task, captions in {"passkey": ["Exact match"], "other": ["Exact match", "Tokens"]}.items():
-        assert [table.caption for table in tables(run(rows), task=task, words=About("", ""))] == captions
+        assert [table.caption for table in tables(run(rows), task=task, words=About(title="", measures=""))] == captions
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ from ropewalk.eval.results import Results, read_rows
 from ropewalk.eval.runner import config_of, facts_of, run, spread
 from ropewalk.eval.share import Share
 from ropewalk.eval.subjects import Dummy
-from ropewalk.eval.tasks.passkey import Passkey, PasskeySettings
+from ropewalk.eval.tasks.passkey import Passkey
 
 METHODS = (Method("unmodified"), Method("other"))
 
 
 def task(**settings):
-    return Passkey(PasskeySettings(**{"lengths": (300, 100), "depths": (0.0, 1.0), "samples": 2, **settings}))
+    return Passkey(**{"lengths": (300, 100), "depths": (0.0, 1.0), "samples": 2, **settings})
 
 
 def one_outcome(one, example, subject):

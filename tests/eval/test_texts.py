@@ -4,7 +4,8 @@ from types import SimpleNamespace
 import pytest
 
 from ropewalk.data import alice
-from ropewalk.eval.texts import Text, TextsError, sha256, texts
+from ropewalk.eval.data_files import DataError
+from ropewalk.eval.texts import Text, sha256, texts
 
 
 def hub(monkeypatch, load_dataset):
@@ -25,7 +26,7 @@ def test_pg19_from_a_folder(tmp_path):
 
 
 def test_a_folder_without_books(tmp_path):
-    with pytest.raises(TextsError, match="test_books holds no books: --data-dir must hold them as pg19/test_books"):
+    with pytest.raises(DataError, match=r"holds no books: --data-dir must hold pg19/test_books/\*\.txt"):
         texts("pg19", tmp_path)
 
 
@@ -43,21 +44,19 @@ def test_no_hub(monkeypatch):
         raise ConnectionError("no\nroute")
 
     hub(monkeypatch, load_dataset)
-    with pytest.raises(
-        TextsError, match=r"cannot be loaded \(ConnectionError: no route\): name a folder .* --data-dir"
-    ):
+    with pytest.raises(DataError, match=r"cannot be loaded \(ConnectionError: no route\): name a folder .* --data-dir"):
         texts("pg19")
 
 
 def test_no_datasets(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(TextsError, match=r"pip install 'ropewalk\[eval\]', name a folder .* by --data-dir"):
+    with pytest.raises(DataError, match=r"pip install 'ropewalk\[eval\]', name a folder .* by --data-dir"):
         texts("pg19")
 
 
 def test_no_such_texts():
     with pytest.raises(
-        TextsError, match=r"no text is called 'pg-19'\. Did you mean 'pg19'\? The texts are alice, pg19, essays"
+        DataError, match=r"no text is called 'pg-19'\. Did you mean 'pg19'\? The texts are alice, pg19, essays"
     ):
         texts("pg-19")
 
@@ -80,7 +79,7 @@ def test_essays_from_the_hub(monkeypatch):
 
 def test_no_hub_for_essays(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(TextsError, match=r"essays is loaded from .* needle/PaulGrahamEssays/\*\.txt by --data-dir"):
+    with pytest.raises(DataError, match=r"essays is loaded from .* needle/PaulGrahamEssays/\*\.txt by --data-dir"):
         texts("essays")
 
 

@@ -83,6 +83,12 @@ def test_it_says_what_was_done(make):
     assert info["model_dtype"] == torch.float32  # and all that lm-eval says of itself
 
 
+def test_a_model_as_it_is(make):
+    model = make(map=None)
+    assert model.extension is None
+    assert "map" not in model.get_model_info()
+
+
 @pytest.mark.filterwarnings("ignore:a text of .* tokens uses relative positions")
 def test_likelihoods_in_a_padded_batch(make, folder):
     continuations = [(LONG, " yes"), (SHORT, " no"), (LONG, " no, never"), (SHORT, " yes")]

@@ -109,18 +109,9 @@ def passkey(
         ValueError: `depth` is out of range, or `tokens` is too few for the question alone.
     """
     key = str(random.Random(seed).randrange(10 ** (digits - 1), 10**digits))
-    return _hide(
-        head=head,
-        units=[filler] * max(tokens, 0),
-        separator="\n",
-        needle=f"The pass key is {key}. Remember it. {key} is the pass key.",
-        question="What is the pass key?",
-        tail="\n{question} The pass key is",
-        answer=key,
-        tokens=tokens,
-        depth=depth,
-        count=count,
-    )
+    needle, question = f"The pass key is {key}. Remember it. {key} is the pass key.", "What is the pass key?"
+    units = [filler] * max(tokens, 0)
+    return _hide(needle, question, key, head, units, "\n", f"\n{question} The pass key is", tokens, depth, count)
 
 
 def book(tokens: int, depth: float, count: TokenCounter, seed: int = 0, text: str | None = None) -> Haystack:
@@ -139,28 +130,19 @@ def book(tokens: int, depth: float, count: TokenCounter, seed: int = 0, text: st
     chance = random.Random(seed)
     needle, question, beginning, answers = chance.choice(_FACTS)
     answer = chance.choice(answers)
-    return _hide(
-        head="",
-        units=(alice() if text is None else text).strip().split("\n\n"),
-        separator="\n\n",
-        needle=needle.format(answer),
-        question=question,
-        tail=f"\n\nQuestion: {{question}}\nAnswer: {beginning}",
-        answer=answer,
-        tokens=tokens,
-        depth=depth,
-        count=count,
-    )
+    units = (alice() if text is None else text).strip().split("\n\n")
+    tail = f"\n\nQuestion: {question}\nAnswer: {beginning}"
+    return _hide(needle.format(answer), question, answer, "", units, "\n\n", tail, tokens, depth, count)
 
 
 def _hide(
+    needle: str,
+    question: str,
+    answer: str,
     head: str,
     units: Sequence[str],
     separator: str,
-    needle: str,
-    question: str,
     tail: str,
-    answer: str,
     tokens: int,
     depth: float,
     count: TokenCounter,
@@ -173,8 +155,7 @@ def _hide(
         chosen = units[:number]
         ends = [0, *accumulate(len(unit) + len(separator) for unit in chosen)]
         at = bisect_left(ends, depth * ends[-1])
-        before = head + "".join(unit + separator for unit in chosen[:at])
-        return before, separator.join((needle, *chosen[at:])) + tail.format(question=question)
+        return head + "".join(unit + separator for unit in chosen[:at]), separator.join((needle, *chosen[at:])) + tail
 
     def length(number: int) -> int:
         return count("".join(parts(number)))

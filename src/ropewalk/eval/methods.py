@@ -82,10 +82,10 @@ def parse(text: str, longest: int, trained_window: int) -> Method:
     Raises:
         ValueError: there is no such method, a parameter does not fit, or it is a sweep.
     """
-    found = parse_all([text], longest, trained_window)
-    if len(found) != 1:
-        raise ValueError(f"{text!r} is a sweep of {len(found)} methods, and one is expected")
-    return found[0]
+    method, *others = parse_all([text], longest, trained_window)
+    if others:
+        raise ValueError(f"{text!r} is a sweep of {1 + len(others)} methods, and one is expected")
+    return method
 
 
 def parse_all(texts: Iterable[str], longest: int, trained_window: int) -> list[Method]:

@@ -14,7 +14,7 @@ from ropewalk.eval.commit import commit_of
 from ropewalk.eval.errors import told
 from ropewalk.eval.methods import Method
 from ropewalk.eval.results import Config, Facts, Results, Row
-from ropewalk.eval.subjects import Subject, batches
+from ropewalk.eval.subjects import Subject
 from ropewalk.eval.tasks.base import Example, Outcome, Task
 
 # Called after each example with its row, and the examples done and to be done in all.
@@ -41,7 +41,7 @@ def config_of(
     return Config(
         task=task.name,
         version=task.version,
-        settings=task.settings.model_dump(mode="json"),
+        settings=task.settings,
         methods=tuple(method.name for method in methods),
         model=subject.name,
         model_hash=subject.weights_hash,
@@ -97,7 +97,7 @@ def run(
         if not left:
             continue
         with subject.under(method) as asked:
-            for batch in batches(left, subject.batch_size):
+            for batch in task.batches(left, subject.batch_size):
                 for row in _rows(task, method, batch, asked, facts):
                     results.add(row)
                     done += 1

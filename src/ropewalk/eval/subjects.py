@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
+from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ropewalk.eval import infinite
 from ropewalk.eval.infinite import Infinite
@@ -50,42 +51,6 @@ class Passage:
     first: int
 
 
-class Subject(Protocol):
-    """What tasks ask. Token ids include special tokens."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def weights_hash(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def batch_size(self) -> int:
-        """Prompts or passages that are asked at a time."""
-        ...
-
-    def under(self, method: Method) -> AbstractContextManager[Subject]:
-        """Whom to ask for the model run in that way, until the context ends."""
-        ...
-
-    def encode(self, text: str, chat: bool = False) -> list[int]:
-        """The tokens of a text; as what a user says to a model that chats, where `chat` is asked for and the model
-        knows how."""
-        ...
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of tokens, without special ones."""
-        ...
-
-    def answers(self, prompts: Sequence[Prompt]) -> list[str]: ...
-
-    def log_likelihoods(self, passages: Sequence[Passage]) -> list[list[float]]:
-        """Of each passage, the natural logarithm of the probability of each scored token, given all before it."""
-        ...
-
-
 @dataclass(frozen=True)
 class Model:
     """A transformers model.
@@ -118,7 +83,8 @@ class Model:
         return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
     @contextmanager
-    def under(self, method: Method) -> Iterator[Subject]:
+    def under(self, method: Method) -> Iterator[Model]:
+        """Whom to ask for the model run in that way, until the context ends."""
         if isinstance(method.change, Infinite):
             shared = {one.name: getattr(self, one.name) for one in fields(Model)}
             yield InBlocks(**shared, window=method.change.window)
@@ -127,6 +93,8 @@ class Model:
             yield self
 
     def encode(self, text: str, chat: bool = False) -> list[int]:
+        """The tokens of a text, special ones included; as what a user says to a model that chats, where `chat` is asked
+        for and the model knows how."""
         tokenizer = self.loaded.tokenizer
         if chat and tokenizer.chat_template:
             message = [{"role": "user", "content": text}]
@@ -134,15 +102,15 @@ class Model:
         return list(tokenizer(text)["input_ids"])
 
     def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, without special ones."""
         return str(self.loaded.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def answers(self, prompts: Sequence[Prompt]) -> list[str]:
-        answers: list[str] = []
-        for batch in batches(prompts, self._rows, _asked_alike):
-            answers += [answer.text for answer in self._generate(batch)]
-        return answers
+        alike = batches(prompts, self._rows, lambda one: (one.new_tokens, one.stop))
+        return [answer.text for batch in alike for answer in self._generate(batch)]
 
     def log_likelihoods(self, passages: Sequence[Passage]) -> list[list[float]]:
+        """Of each passage, the natural logarithm of the probability of each scored token, given all before it."""
         from ropewalk.integrations.transformers.scoring import log_likelihoods
 
         scores: list[list[float]] = []
@@ -213,7 +181,7 @@ class Dummy:
     device: str = "none"
     batch_size: int = 1
 
-    def under(self, method: Method) -> AbstractContextManager[Subject]:
+    def under(self, method: Method) -> AbstractContextManager[Dummy]:
         return nullcontext(self)
 
     def encode(self, text: str, chat: bool = False) -> list[int]:
@@ -229,18 +197,14 @@ class Dummy:
         return [[-1.0] * (len(one.token_ids) - one.first) for one in passages]
 
 
-def batches(
-    items: Sequence[T], size: int, alike: Callable[[T, T], bool] = lambda one, other: True
-) -> Iterator[list[T]]:
-    """All items in their order, in batches of at most `size` whose items are alike."""
-    batch: list[T] = []
-    for item in items:
-        if batch and (len(batch) == size or not alike(batch[0], item)):
+Subject = Model | Dummy
+
+
+def batches(items: Sequence[T], size: int, kind: Callable[[T], object] = lambda item: None) -> Iterator[list[T]]:
+    """All items in their order, in batches of at most `size` that are of one kind."""
+    for _, alike in groupby(items, kind):
+        while batch := list(islice(alike, size)):
             yield batch
-            batch = []
-        batch.append(item)
-    if batch:
-        yield batch
 
 
 def _without_plans() -> AbstractContextManager[None]:
@@ -250,24 +214,15 @@ def _without_plans() -> AbstractContextManager[None]:
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
-def _asked_alike(one: Prompt, other: Prompt) -> bool:
-    return (one.new_tokens, one.stop) == (other.new_tokens, other.stop)
-
-
 def weights_hash(loaded: LoadedModel) -> str:
     """What tells these weights from others: SHA-256 of their files, or the hub's commit."""
     source = loaded.source
     folder = Path(source.location)
     if not folder.is_dir():
         return str(getattr(loaded.model.config, "_commit_hash", None) or "")
-    if source.gguf_file is not None:
-        return _hash([folder / source.gguf_file])
-    return _hash([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-
-
-def _hash(paths: Iterable[Path]) -> str:
+    paths = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
     digest = hashlib.sha256()
-    for path in sorted(paths):
+    for path in sorted(paths) if source.gguf_file is None else [folder / source.gguf_file]:
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)

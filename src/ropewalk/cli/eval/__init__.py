@@ -1,21 +1,40 @@
-"""`ropewalk eval TASK`: runs a task under one or more methods, and keeps a row an example. One module a task."""
+"""`ropewalk eval TASK`: runs a task under one or more methods, and keeps a row an example. Each of `TASKS` is one."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
-from ropewalk.cli.eval.leval import leval
-from ropewalk.cli.eval.longbench import longbench
-from ropewalk.cli.eval.needle import needle
-from ropewalk.cli.eval.passkey import passkey, passkey_length
-from ropewalk.cli.eval.perplexity import perplexity
-from ropewalk.cli.eval.short import short
+from ropewalk.cli.errors import UserError
 
-app = typer.Typer(no_args_is_help=True, help="Run an experiment of the papers on a model.", rich_markup_mode="rich")
-app.command("passkey")(passkey)
-app.command("passkey-length")(passkey_length)
-app.command("perplexity")(perplexity)
-app.command("needle")(needle)
-app.command("leval")(leval)
-app.command("longbench")(longbench)
-app.command("short")(short)
+
+class _Tasks(TyperGroup):
+    """The tasks, which are loaded when one is asked for: not every command needs what they need."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        self._load()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        self._load()
+        return super().get_command(ctx, cmd_name)
+
+    def _load(self) -> None:
+        if not self.commands:
+            try:
+                from ropewalk.cli.eval.tasks import command_of
+                from ropewalk.eval.tasks import TASKS
+            except ImportError as error:
+                raise UserError(f"{error.name} is not installed: run 'pip install \"ropewalk[eval]\"'") from error
+            tasks = typer.Typer(rich_markup_mode="rich")
+            tasks.callback()(lambda: None)  # a group, however few there are
+            for name, kind in TASKS.items():
+                tasks.command(name)(command_of(kind))
+            self.commands.update(typer.main.get_command(tasks).commands)  # type: ignore[attr-defined]
+
+
+app = typer.Typer(
+    cls=_Tasks, no_args_is_help=True, help="Run an experiment of the papers on a model.", rich_markup_mode="rich"
+)

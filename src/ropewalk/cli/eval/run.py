@@ -118,9 +118,9 @@ def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def evaluate(make: Callable[[], Task], run: Run) -> None:
-    """Runs a task, in this process or in several that share its examples; each makes it, once options are known to be
-    right, and then loads the model."""
+def evaluate(task: Task, run: Run) -> None:
+    """Runs a task, in this process or in several that share its examples; each reads its data, once options are known
+    to be right, and then loads the model."""
     from ropewalk.eval import methods as ways
     from ropewalk.eval import runner
     from ropewalk.eval.results import Results
@@ -132,7 +132,9 @@ def evaluate(make: Callable[[], Task], run: Run) -> None:
         ways.parse_all(run.methods, 1, 8192)  # a mistyped one is found before anything is loaded
         load = _loader(run)
         with _sharing(run) as share, model_options.running(run.verbose):
-            task = make()
+            task.read()
+            for note in task.notes:
+                print(f"note: {note}", file=sys.stderr)
             subject, window = load()
             chosen = ways.parse_all(run.methods, task.longest or _TIMES * window, window)
             config = runner.config_of(task, chosen, subject, run.seed, window)
@@ -202,49 +204,3 @@ def _progress(share: Share) -> Iterator[OnRow]:
     console = Console(file=sys.stderr, quiet=share.index > 0)
     with progress(console, "starting", "examples", 10) as advance:
         yield lambda row, done, total: advance(done, total, _place(share) + row.method)
-
-
-def settings_of(kind: type[Any], **values: Any) -> Any:
-    """Settings of a task, with what does not fit told in one line."""
-    from pydantic import ValidationError
-
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        detail = error.errors()[0]
-        raise UserError(f"--{'-'.join(map(str, detail['loc']))}: {detail['msg']}, got {detail['input']!r}") from error
-
-
-def lengths_of(text: str, option: str = "--lengths") -> list[int]:
-    lengths = []
-    for part in text.split(","):
-        number = part.strip().lower()
-        try:
-            length = int(number.removesuffix("k")) * (1024 if number.endswith("k") else 1)
-        except ValueError:
-            length = 0
-        if length < 1:
-            raise UserError(f"{option} must be whole numbers such as 4096 or 16k, got {part.strip()!r}")
-        lengths.append(length)
-    return lengths
-
-
-def length_of(text: str) -> int:
-    """Of the option --length."""
-    [length, *more] = lengths_of(text, "--length")
-    if more:
-        raise UserError(f"--length is one number of tokens, got {text!r}")
-    return length
-
-
-def depths_of(text: str) -> list[float]:
-    parts = [part.strip() for part in text.split(",")]
-    try:
-        if len(parts) == 1 and parts[0].isdigit() and int(parts[0]) > 1:
-            return [i / (int(parts[0]) - 1) for i in range(int(parts[0]))]
-        depths = [float(part) for part in parts]
-    except ValueError as error:
-        raise UserError(f"--depths must be numbers from 0 to 1, or how many there are, got {text!r}") from error
-    if not all(0 <= depth <= 1 for depth in depths):
-        raise UserError(f"--depths must be numbers from 0 to 1, or how many there are, got {text!r}")
-    return depths

@@ -17,7 +17,7 @@ from ropewalk.maps import MAPS, PositionMap, from_dict
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ropewalk.integrations.transformers.extend import SlidingWindowChoice
+    from ropewalk.integrations.transformers.extend import Extension, SlidingWindowChoice
     from ropewalk.maps.query_scaling import QueryScalingKind
 
 try:
@@ -37,7 +37,7 @@ class RopewalkLM(HFLM):
     Args:
         pretrained: a folder, a GGUF file, a name on the hub or a loaded model; by default the embedded
             SmolLM2-135M-Instruct.
-        map: name of a position map.
+        map: name of a position map; None for the model as it is, or as something else has extended it.
         max_length: longest text, in tokens, its answer included; by default what the map reaches on the trained window
             (SelfExtend, eq. 4). A map whose parameters are not given takes those that fit this length.
         trained_window: tokens that the model was trained on; by default its `max_position_embeddings`.
@@ -56,7 +56,7 @@ class RopewalkLM(HFLM):
         self,
         pretrained: str | PreTrainedModel | None = None,
         *,
-        map: str = "selfextend",
+        map: str | None = "selfextend",
         max_length: int | None = None,
         trained_window: int | None = None,
         sliding_window: SlidingWindowChoice = "keep",
@@ -66,13 +66,16 @@ class RopewalkLM(HFLM):
         from ropewalk.integrations.transformers.extend import extend
 
         parameters = {name: options.pop(name) for name in PARAMETERS if name in options}
-        position_map = _position_map(map, parameters, max_length)
+        position_map = None if map is None else _position_map(map, parameters, max_length)
         if pretrained is None or isinstance(pretrained, str):
             source = find(pretrained)
             pretrained = source.location
             if source.gguf_file is not None:
                 options["gguf_file"] = source.gguf_file
         super().__init__(pretrained, max_length=max_length, **options)
+        self.extension: Extension | None = None
+        if position_map is None:
+            return
         self.extension = extend(
             self.model,
             position_map,
@@ -94,8 +97,11 @@ class RopewalkLM(HFLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes down beside its results."""
+        info: dict[str, Any] = super().get_model_info()
+        if self.extension is None:
+            return info
         return {
-            **super().get_model_info(),
+            **info,
             "map": self.extension.position_map.to_dict(),
             "trained_window": self.extension.trained_window,
             "max_length": self.max_length,

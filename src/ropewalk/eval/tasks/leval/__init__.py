@@ -2,189 +2,177 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import InitVar, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
+from ropewalk.eval.data_files import lines_of, read
 from ropewalk.eval.prompts import answered, chats, longest_part
 from ropewalk.eval.subjects import Passage, Prompt, Subject
-from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, PreparedTask, Scoring, Settings
-from ropewalk.eval.tasks.leval.data import read
-from ropewalk.eval.tasks.leval.exams import EXAMS, NAMES, Exam, ExamName, fact_prompt, loyal_and_fact
-from ropewalk.eval.tasks.leval.scores import right_letters
-
-Mode = Literal["generate", "options"]
+from ropewalk.eval.tasks.base import (
+    Chat,
+    Example,
+    Generation,
+    Metric,
+    Names,
+    Outcome,
+    PreparedTask,
+    Scoring,
+    Tokens,
+    each_once,
+    folder_of_data,
+    refused,
+)
+from ropewalk.eval.tasks.leval.exams import EXAMS, Question, loyal_and_fact
+from ropewalk.eval.tasks.leval.scores import SCORES, right_letters
 
 # Of a prompt without its document, and of a token: for the order of the examples alone.
 _ABOUT_TOKENS, _CHARACTERS = 200, 4
 
 
-def default_tasks(mode: Mode) -> tuple[ExamName, ...]:
-    """All that the mode takes but codeU, which is as long as all others together."""
-    return tuple(name for name in NAMES if name != "codeU" and (mode == "generate" or EXAMS[name].options))
+class Paper(BaseModel):
+    """A document as L-Eval gives it, its questions, and to each what is right."""
+
+    input: str
+    instructions: list[str]
+    outputs: list[str]
+
+    @model_validator(mode="after")
+    def _as_many(self) -> Self:
+        if len(self.instructions) != len(self.outputs):
+            raise ValueError(f"{len(self.instructions)} questions and {len(self.outputs)} answers")
+        return self
 
 
-class LEvalSettings(Settings):
-    """Of the exams.
-
-    Args:
-        mode: "generate" for answers in words, "options" for the likelihood of each option.
-        tasks: the exams, by L-Eval's names.
-        length: of the longest prompt, in tokens; documents are cut to fit. With "options", the option included.
-        new_tokens: of an answer in words, at most (L-Eval: 512).
-        chat: write the prompt as a message where the model has a chat template.
-        sha256: of the exams' files; the task fills it in, so that a run does not go on with other ones.
-    """
-
-    mode: Mode = "generate"
-    tasks: tuple[ExamName, ...] = Field(min_length=1)
-    length: int = Field(default=16384, ge=1)
-    new_tokens: int = Field(default=512, ge=1)
-    chat: bool = True
-    sha256: str = ""
-
-    @field_validator("tasks")
-    @classmethod
-    def _take(cls, tasks: tuple[ExamName, ...], info: ValidationInfo) -> tuple[ExamName, ...]:
-        without = [name for name in tasks if not EXAMS[name].options]
-        if info.data.get("mode") == "options" and without:
-            raise PydanticCustomError("tasks", "{name} has no options to choose from", {"name": without[0]})
-        return tuple(dict.fromkeys(tasks))
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question of an exam.
-
-    Attributes:
-        document: that it is about; None for what is asked without one.
-        right: what L-Eval gives as right.
-    """
-
-    exam: ExamName
-    document: str | None
-    text: str
-    right: str
-
-
-@dataclass(frozen=True)
 class LEval(PreparedTask):
-    """The task under its settings.
+    """L-Eval's exams, questions about long documents (SelfExtend, table 3)."""
 
-    Args:
-        data_dir: folder that holds leval/closed/*.jsonl; None for the hub.
-
-    Attributes:
-        left_out: questions of each exam that the mode "options" leaves out, because several options are right.
-
-    Raises:
-        TextsError: the exams cannot be had.
-    """
-
-    settings: LEvalSettings
-    data_dir: InitVar[Path | None] = None
-    name: ClassVar[str] = "leval"
-    version: ClassVar[int] = 1
-    metrics: ClassVar[dict[str, Metric]] = {
+    name = "leval"
+    metrics: ClassVar = {
         "exact_match": Metric("exact match"),
         "accuracy": Metric("accuracy"),
         "probability": Metric("probability of what is right"),
     }
-    left_out: Counter[ExamName] = field(default_factory=Counter, init=False, repr=False)
-    _questions: dict[str, Question] = field(default_factory=dict, init=False, repr=False)
 
-    def __post_init__(self, data_dir: Path | None) -> None:
-        exams = read(self.settings.tasks, data_dir)
-        for name, papers in exams.papers.items():
-            for number, paper in enumerate(papers):
+    mode: Literal["generate", "options"] = Field(
+        "generate", description="Answers in words, or the likelihood of each option."
+    )
+    tasks: Names = Field(
+        (), description=f"Exams, comma-separated: {', '.join(EXAMS)}; if not given, all that the mode takes, but codeU."
+    )
+    data_dir: Path | None = folder_of_data("leval/closed/*.jsonl")
+    length: Tokens = Field(
+        16384, description="Tokens of the longest prompt, its option included; documents are cut. 16k is 16384."
+    )
+    new_tokens: int = Field(512, ge=1, description="Of an answer in words, at most.")
+    chat: Chat = True
+
+    _left_out: Counter[str] = PrivateAttr(default_factory=Counter)
+
+    @field_validator("tasks")
+    @classmethod
+    def _take(cls, tasks: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        """By default all but codeU, which is as long as all others together."""
+        without = [name for name in EXAMS if info.data.get("mode") == "options" and not EXAMS[name].options]
+        for name in each_once(tasks, EXAMS):
+            if name in without:
+                raise refused("must have options to choose from, as the mode asks for", name)
+        return each_once(tasks, EXAMS) or tuple(name for name in EXAMS if name not in (*without, "codeU"))
+
+    @cached_property
+    def _files(self) -> dict[str, bytes]:
+        return {
+            name: read(self.data_dir, f"leval/closed/{name}.jsonl", "L4NLP/LEval", f"LEval/Exam/{name}.jsonl")
+            for name in self.tasks
+        }
+
+    @cached_property
+    def _examples(self) -> list[Example]:
+        return [
+            Example(
+                name,
+                min(_ABOUT_TOKENS + len(question.document or "") // _CHARACTERS, self.length),
+                {"task": question.exam},
+                question,
+            )
+            for name, question in self._questions()
+        ]
+
+    def _questions(self) -> Iterator[tuple[str, Question]]:
+        """Those that are asked, and the names of their examples."""
+        for exam, content in self._files.items():
+            for number, paper in enumerate(lines_of(content, Paper, f"{exam}.jsonl")):
                 for place, (text, right) in enumerate(zip(paper.instructions, paper.outputs, strict=True)):
-                    self._add(f"{name}-{number}-{place}", Question(name, paper.input, text, right))
-        object.__setattr__(self, "settings", self.settings.model_copy(update={"sha256": exams.sha256}))
+                    name = f"{exam}-{number}-{place}"
+                    if exam == "sci_fi":
+                        loyal, fact = loyal_and_fact(right)
+                        yield name, Question(exam, paper.input, text, loyal)
+                        yield f"{name}-fact", Question(exam, None, text, fact)
+                    elif self.mode == "options" and len(right_letters(right)) > 1:
+                        self._left_out[exam] += 1
+                    else:
+                        yield name, Question(exam, paper.input, text, right)
 
-    def _add(self, name: str, question: Question) -> None:
-        """The examples that a question makes."""
-        if question.exam == "sci_fi":
-            loyal, fact = loyal_and_fact(question.right)
-            self._questions[name] = Question("sci_fi", question.document, question.text, loyal)
-            self._questions[f"{name}-fact"] = Question("sci_fi", None, question.text, fact)
-        elif self.settings.mode == "options" and len(right_letters(question.right)) > 1:
-            self.left_out[question.exam] += 1
-        else:
-            self._questions[name] = question
+    @property
+    def found(self) -> dict[str, str]:
+        digest = hashlib.sha256()
+        for name, content in self._files.items():
+            digest.update(f"{name} {len(content)} ".encode() + content)
+        return {"sha256": digest.hexdigest()}
+
+    @property
+    def notes(self) -> list[str]:
+        self.examples()  # counts them
+        return [
+            f"{name}: questions left out because several options are right: {count}"
+            for name, count in self._left_out.items()
+        ]
 
     @property
     def longest(self) -> int:
-        return self.settings.length + (self.settings.new_tokens if self.settings.mode == "generate" else 0)
+        return self.length + (self.new_tokens if self.mode == "generate" else 0)
 
-    def examples(self) -> Iterator[Example]:
-        for name, question in self._questions.items():
-            about = _ABOUT_TOKENS + len(question.document or "") // _CHARACTERS
-            yield Example(name, min(about, self.settings.length), {"task": question.exam})
+    def examples(self) -> list[Example]:
+        return self._examples
 
     def prepare(self, example: Example, subject: Subject) -> Generation | Scoring:
-        question = self._questions[example.name]
-        asked = _Asked(question, subject, self.settings.chat and chats(subject))
-        return self._options(asked) if self.settings.mode == "options" else self._generation(asked)
+        question: Question = example.about
+        exam, score, chat = EXAMS[question.exam], SCORES[question.exam], self.chat and chats(subject)
 
-    def _generation(self, asked: _Asked) -> Generation:
-        exam, right = asked.exam, asked.question.right
-        ids = asked.encode(asked.cut(self.settings.length))
+        def encode(document: str) -> list[int]:
+            return subject.encode(question.prompt(document), chat)
 
-        def outcome(answer: str) -> Outcome:
-            return Outcome(len(ids), {"exact_match": exam.score(answer, right)}, right, answer)
+        def cut(length: int) -> str:
+            document = question.document or ""
+            return longest_part(document, lambda part: len(encode(part)), length, exam.keep_tail)
 
-        return Generation(Prompt(ids, self.settings.new_tokens, exam.stop), outcome)
+        def passages(document: str) -> tuple[Passage, ...]:
+            return tuple(answered(subject, question.prompt(document), option, chat) for option in exam.options)
 
-    def _options(self, asked: _Asked) -> Scoring:
-        options = asked.exam.options
-        room = max(len(one.token_ids) - one.first for one in asked.passages(""))
-        passages = asked.passages(asked.cut(self.settings.length - room))
-        right = next(place for place, option in enumerate(options) if asked.is_right(option))
+        if self.mode == "generate":
+            ids = encode(cut(self.length))
+            return Generation(
+                Prompt(ids, self.new_tokens, exam.stop),
+                lambda answer: Outcome(
+                    len(ids), {"exact_match": score(answer, question.right)}, question.right, answer
+                ),
+            )
+        room = max(len(one.token_ids) - one.first for one in passages(""))
+        asked = passages(cut(self.length - room))
+        right = next(place for place, option in enumerate(exam.options) if score(option, question.right) == 1.0)
 
         def outcome(scores: Sequence[Sequence[float]]) -> Outcome:
             sums = [math.fsum(score) for score in scores]
-            chosen = options[sums.index(max(sums))]
-            return Outcome(passages[right].first, option_scores(sums, right), options[right], chosen)
+            chosen = exam.options[sums.index(max(sums))]
+            return Outcome(asked[right].first, option_scores(sums, right), exam.options[right], chosen)
 
-        return Scoring(passages, outcome)
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A question put to a model; `document` is what is left of the question's own."""
-
-    question: Question
-    subject: Subject
-    chat: bool
-
-    @property
-    def exam(self) -> Exam:
-        return EXAMS[self.question.exam]
-
-    def prompt(self, document: str) -> str:
-        text = self.question.text
-        return fact_prompt(text) if self.question.document is None else self.exam.prompt(document, text)
-
-    def encode(self, document: str) -> list[int]:
-        return self.subject.encode(self.prompt(document), self.chat)
-
-    def passages(self, document: str) -> tuple[Passage, ...]:
-        prompt = self.prompt(document)
-        return tuple(answered(self.subject, prompt, option, self.chat) for option in self.exam.options)
-
-    def cut(self, length: int) -> str:
-        """As much of the document as fits into a prompt of `length` tokens."""
-        document = self.question.document or ""
-        return longest_part(document, lambda part: len(self.encode(part)), length, self.exam.keep_tail)
-
-    def is_right(self, option: str) -> bool:
-        return self.exam.score(option, self.question.right) == 1.0
+        return Scoring(asked, outcome)
 
 
 def option_scores(sums: Sequence[float], right: int) -> dict[str, float]:

@@ -1,45 +1,12 @@
-"""What each of L-Eval's exams asks, word for word (LEval_config.py, llama2-chat-test.py), and how it is scored."""
+"""L-Eval's exams: what each asks, word for word (LEval_config.py, llama2-chat-test.py), is in prompts.json."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
-from ropewalk.eval.tasks.leval import scores
+from pydantic import BaseModel
 
-# As L-Eval calls its files.
-ExamName = Literal["coursera", "gsm100", "quality", "tpo", "sci_fi", "codeU"]
-
-_SEVERAL = (
-    "Now you are given a very long document. Please follow the instruction based on this document. For multi-choice "
-    "questions, there could be a sinlge correct option or multiple correct options. Please only provide the letter "
-    "corresponding to the answer (like A or AB) when answering."
-)
-_SINGLE = (
-    "Now you are given a very long document. Please follow the instruction based on this document. For multi-choice "
-    "questions, there is only a sinlge correct option. Please only provide the letter corresponding to the answer "
-    "(like A or B) when answering. For other questions, please directly give the concise and accurate answer."
-)
-_EXAMPLES = (
-    "Given several question answer pairs, you need to follow a similar format to answer the last question. Make sure "
-    "the response is end with The answer is _ ."
-)
-_FICTION = (
-    "Now you are given a scientific fiction. I will ask you some questions and the answer should be "
-    '"True" or "False". Notice that you should answer the question based on the evidence in the document instead of '
-    "your background knowledge."
-)
-_CODE = (
-    "Now you are given a code base consisting of a large amount of functions and the corresponding comments. In the "
-    "end, I will call some functions defined in the code base. Please carefully read these codes and comments and "
-    "answer the question."
-)
-_ASKED = (
-    "Document is as follows. {document} \nQuestion: {question}.  Please directly give the answer without any "
-    "additional output or explanation \nAnswer:"
-)
-_CONTINUED = "{document}\n\n{question}"
+from ropewalk.eval.data_files import beside
 
 _IN_THE_DOCUMENT = "based on the world described in the document."
 _IN_THE_WORLD = "based on the real-world knowledge and facts up until your last training"
@@ -48,45 +15,47 @@ _WITHOUT_DOCUMENT = (
 )
 
 
-@dataclass(frozen=True)
-class Exam:
+class Exam(BaseModel):
     """An exam.
 
     Attributes:
         system: what the model is told first.
         layout: of the document and a question.
-        score: of an answer and what is right.
         options: answers to choose from; none where there are none.
         keep_tail: of a document that is too long its end is kept, not its beginning.
-        stop: ends an answer.
+        stop: ends an answer. A model that continues texts goes on with questions of its own.
     """
 
     system: str
     layout: str
-    score: Callable[[str, str], float]
     options: tuple[str, ...] = ()
     keep_tail: bool = False
     stop: str | None = None
 
-    def prompt(self, document: str, question: str) -> str:
-        return f"{self.system}\n\n{self.layout.format(document=document, question=question)}"
+
+EXAMS = beside(__file__, Exam)
 
 
-EXAMS: dict[ExamName, Exam] = {
-    "coursera": Exam(_SEVERAL, _ASKED, scores.several_letters, tuple(scores.LETTERS)),
-    # A model that continues texts goes on with questions of its own.
-    "gsm100": Exam(_EXAMPLES, _CONTINUED, scores.number, stop="\n\nQuestion:"),
-    "quality": Exam(_SINGLE, _ASKED, scores.one_letter, tuple(scores.LETTERS)),
-    "tpo": Exam(_SINGLE, _ASKED, scores.one_letter, tuple(scores.LETTERS)),
-    "sci_fi": Exam(_FICTION, _ASKED, scores.truth, ("True", "False")),
-    "codeU": Exam(_CODE, _CONTINUED, scores.code, keep_tail=True),
-}
-NAMES: tuple[ExamName, ...] = get_args(ExamName)
+@dataclass(frozen=True)
+class Question:
+    """A question of an exam.
 
+    Attributes:
+        document: that it is about; None for a question about a fiction that is asked about the real world.
+        right: what L-Eval gives as right.
+    """
 
-def fact_prompt(question: str) -> str:
-    """A question about a fiction, asked about the real world and without the fiction."""
-    return _WITHOUT_DOCUMENT.format(question=question.replace(_IN_THE_DOCUMENT, _IN_THE_WORLD))
+    exam: str
+    document: str | None
+    text: str
+    right: str
+
+    def prompt(self, document: str) -> str:
+        """With what is left of the document."""
+        if self.document is None:
+            return _WITHOUT_DOCUMENT.format(question=self.text.replace(_IN_THE_DOCUMENT, _IN_THE_WORLD))
+        exam = EXAMS[self.exam]
+        return f"{exam.system}\n\n{exam.layout.format(document=document, question=self.text)}"
 
 
 def loyal_and_fact(target: str) -> tuple[str, str]:

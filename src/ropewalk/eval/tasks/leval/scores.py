@@ -6,6 +6,7 @@ Every score takes an answer and what L-Eval gives as right, and is from 0 to 1.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 LETTERS = "ABCD"
 _PART = 0.25
@@ -94,3 +95,13 @@ def _tidy_code(text: str) -> str:
 
 def _squeezed(text: str) -> str:
     return text.lower().replace(" ", "")
+
+
+SCORES: dict[str, Callable[[str, str], float]] = {
+    "coursera": several_letters,
+    "gsm100": number,
+    "quality": one_letter,
+    "tpo": one_letter,
+    "sci_fi": truth,
+    "codeU": code,
+}

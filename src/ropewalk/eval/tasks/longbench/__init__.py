@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator
-from dataclasses import InitVar, dataclass, field
-from importlib.resources import files as package_files
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import BaseModel, Field, field_validator
 
+from ropewalk.eval.data_files import beside, lines_of, read
 from ropewalk.eval.subjects import Prompt, Subject
-from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, PreparedTask, Settings, each_once
-from ropewalk.eval.tasks.longbench.data import SUBSETS, LongBenchError, Record, Subset, files, records
+from ropewalk.eval.tasks.base import (
+    Example,
+    Generation,
+    Metric,
+    Names,
+    Outcome,
+    PreparedTask,
+    Tokens,
+    each_once,
+    folder_of_data,
+)
 from ropewalk.eval.tasks.longbench.metrics import check_installed, score
-
-__all__ = ["KINDS", "SUBSETS", "LongBench", "LongBenchError", "LongBenchSettings", "Subset"]
 
 
 class Kind(BaseModel):
@@ -28,16 +33,12 @@ class Kind(BaseModel):
         new_tokens: of the answer, at most.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     prompt: str
     new_tokens: int
 
 
 # In the order of SelfExtend's table 2.
-KINDS: dict[str, Kind] = TypeAdapter(dict[str, Kind]).validate_python(
-    json.loads(package_files(__name__).joinpath("prompts.json").read_text(encoding="utf-8"))
-)
+KINDS = beside(__file__, Kind)
 # LongBench asks these as plain text, of models that chat too: the examples in their prompts show the form.
 _NO_CHAT = ("trec", "triviaqa", "samsum", "lcc", "repobench-p")
 
@@ -46,71 +47,87 @@ _TEMPLATE = 128
 _CHARACTERS_A_TOKEN = 4
 
 
-class LongBenchSettings(Settings):
-    """Of the LongBench task.
+# Folders of data, and data sets of the hub.
+_PLACES = {
+    "full": ("longbench/full", "THUDM/LongBench"),
+    "mini": ("longbench/minilongbench", "linggm/MiniLongBench"),
+}
 
-    Args:
-        tasks: names of LongBench's.
-        subset: "full" for LongBench, "mini" for MiniLongBench.
-        length: tokens of a prompt, at most, before the chat template; longer ones lose their middle.
-        chat: whether a model that chats is asked as one, in the tasks where LongBench does so.
-        sha256: of the tasks' files, one after the other; the task fills it in, so that a run goes on with no others.
+
+class Record(BaseModel):
+    """An example as LongBench writes it.
+
+    Attributes:
+        context: the long text.
+        input: what is asked about it; empty where the prompt says all.
+        answers: each is right.
+        all_classes: of which the answer is one, for trec.
     """
 
-    tasks: tuple[str, ...] = Field(default=tuple(KINDS), min_length=1)
-    subset: Subset = "full"
-    length: int = Field(default=15500, ge=2)
-    chat: bool = True
-    sha256: str = ""
+    context: str
+    input: str
+    answers: tuple[str, ...] = Field(min_length=1)
+    all_classes: tuple[str, ...] | None = None
+
+
+class LongBench(PreparedTask):
+    """LongBench: questions, summaries, few-shot learning and code completion over long texts (SelfExtend, table 2)."""
+
+    name = "longbench"
+    metrics: ClassVar = {"score": Metric("score")}
+
+    tasks: Names = Field(tuple(KINDS), min_length=1, description="Of LongBench, comma-separated.")
+    subset: Literal["full", "mini"] = Field("full", description="LongBench, or MiniLongBench, a small part of it.")
+    length: Tokens = Field(
+        15500,
+        ge=2,
+        description="Tokens of a prompt, at most, before the chat template; longer ones lose their middle. LongBench "
+        "takes 3500, 7500, 15500 and 31500 for windows of 4k, 8k, 16k and 32k.",
+    )
+    chat: bool = Field(True, description="Ask a model that chats by its template, where LongBench does so.")
+    data_dir: Path | None = folder_of_data("longbench/full/TASK.jsonl, or longbench/minilongbench/TASK.jsonl")
 
     @field_validator("tasks")
     @classmethod
     def _known(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        return each_once(tasks, KINDS, "LongBench has no task {name} here; it has {known}")
+        return each_once(tasks, KINDS)
 
+    @cached_property
+    def _files(self) -> dict[str, bytes]:
+        check_installed(self.tasks)
+        folder, repository = _PLACES[self.subset]
+        return {task: read(self.data_dir, f"{folder}/{task}.jsonl", repository, "data.zip") for task in self.tasks}
 
-@dataclass(frozen=True)
-class LongBench(PreparedTask):
-    """The task under its settings.
+    @cached_property
+    def _examples(self) -> list[Example]:
+        return [
+            Example(
+                f"{task}-{number}",
+                min((len(record.context) + len(record.input)) // _CHARACTERS_A_TOKEN, self.length),
+                {"task": task},
+                record,
+            )
+            for task, file in self._files.items()
+            for number, record in enumerate(lines_of(file, Record, f"{task}.jsonl"))
+        ]
 
-    Args:
-        data_dir: see `data.files`; where they lie is not part of what is asked for.
-
-    Raises:
-        LongBenchError: the examples cannot be had, or cannot be scored.
-    """
-
-    settings: LongBenchSettings
-    data_dir: InitVar[Path | None] = None
-    name: ClassVar[str] = "longbench"
-    version: ClassVar[int] = 1
-    metrics: ClassVar[dict[str, Metric]] = {"score": Metric("score")}
-    _examples: dict[str, tuple[str, Record]] = field(default_factory=dict, init=False, repr=False)
-
-    def __post_init__(self, data_dir: Path | None) -> None:
-        check_installed(self.settings.tasks)
-        found = files(self.settings.tasks, self.settings.subset, data_dir)
-        for task, file in found.items():
-            for number, record in enumerate(records(file, task)):
-                self._examples[f"{task}-{number}"] = (task, record)
-        sha256 = hashlib.sha256(b"".join(found.values())).hexdigest()
-        object.__setattr__(self, "settings", self.settings.model_copy(update={"sha256": sha256}))
+    @property
+    def found(self) -> dict[str, str]:
+        return {"sha256": hashlib.sha256(b"".join(self._files.values())).hexdigest()}
 
     @property
     def longest(self) -> int:
-        answer = max(KINDS[task].new_tokens for task in self.settings.tasks)
-        return self.settings.length + answer + (_TEMPLATE if self.settings.chat else 0)
+        answer = max(KINDS[task].new_tokens for task in self.tasks)
+        return self.length + answer + (_TEMPLATE if self.chat else 0)
 
-    def examples(self) -> Iterator[Example]:
-        for name, (task, record) in self._examples.items():
-            tokens = (len(record.context) + len(record.input)) // _CHARACTERS_A_TOKEN
-            yield Example(name, min(tokens, self.settings.length), {"task": task})
+    def examples(self) -> list[Example]:
+        return self._examples
 
     def prepare(self, example: Example, subject: Subject) -> Generation:
-        task, record = self._examples[example.name]
+        task, record = str(example.cell["task"]), example.about
         kind = KINDS[task]
-        text = shortened(kind.prompt.format(context=record.context, input=record.input), self.settings.length, subject)
-        token_ids = subject.encode(text, chat=self.settings.chat and task not in _NO_CHAT)
+        text = shortened(kind.prompt.format(context=record.context, input=record.input), self.length, subject)
+        token_ids = subject.encode(text, chat=self.chat and task not in _NO_CHAT)
 
         def outcome(output: str) -> Outcome:
             worth = score(task, output, record.answers, record.all_classes or ())

@@ -11,10 +11,10 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from ropewalk.eval.tasks.longbench.data import LongBenchError
+from ropewalk.eval.data_files import DataError
 
 # Of an answer and a reference.
-Metric = Callable[[str, str], float]
+Measure = Callable[[str, str], float]
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
@@ -34,7 +34,7 @@ def score(task: str, answer: str, references: Sequence[str], classes: Sequence[s
 
 
 def check_installed(tasks: Collection[str]) -> None:
-    """Raises LongBenchError: what scores one of the tasks is not installed. Known before a model answers anything."""
+    """Raises DataError: what scores one of the tasks is not installed. Known before a model answers anything."""
     if any(_METRICS.get(task) is rouge_l for task in tasks):
         _rouge()
 
@@ -50,7 +50,7 @@ def rouge_l(answer: str, reference: str) -> float:
     """ROUGE-L as the package `rouge` computes it; README.md says why no other.
 
     Raises:
-        LongBenchError: `rouge` is not installed.
+        DataError: `rouge` is not installed.
     """
     if not answer.strip("."):  # `rouge` refuses it
         return 0.0
@@ -94,10 +94,10 @@ def _rouge() -> Any:
     try:
         return import_module("rouge")
     except ImportError as error:
-        raise LongBenchError("summaries are scored with rouge: pip install 'ropewalk[eval]'") from error
+        raise DataError("summaries are scored with rouge: pip install 'ropewalk[eval]'") from error
 
 
-_METRICS: dict[str, Metric] = {
+_METRICS: dict[str, Measure] = {
     "narrativeqa": f1,
     "qasper": f1,
     "multifieldqa_en": f1,

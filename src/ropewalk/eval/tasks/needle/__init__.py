@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import InitVar, dataclass, field
+from collections.abc import Sequence
+from functools import cached_property
 from itertools import chain, cycle
 from pathlib import Path
 from typing import ClassVar
@@ -14,7 +14,19 @@ from pydantic import Field
 
 from ropewalk.eval.prompts import chats, longest_part
 from ropewalk.eval.subjects import Prompt, Subject
-from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, PreparedTask, Settings
+from ropewalk.eval.tasks.base import (
+    Chat,
+    Depths,
+    Example,
+    Generation,
+    Lengths,
+    Metric,
+    Outcome,
+    PreparedTask,
+    evenly,
+    folder_of_data,
+    grid,
+)
 from ropewalk.eval.texts import Text, sha256, texts
 
 NEEDLE = "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day."
@@ -32,68 +44,42 @@ _PLAIN = (
 )
 
 
-class NeedleSettings(Settings):
-    """Of the needle task.
-
-    Args:
-        text: name of the set of texts that the haystack is made of.
-        lengths: of the prompts, in tokens.
-        depths: where the needle is hidden, from 0 (the beginning) to 1 (the end).
-        samples: prompts of each length and depth; each begins with another of the texts.
-        chat: write the prompt as a message where the model has a chat template.
-        seed: of the texts that samples begin with.
-        sha256: of the texts; the task fills it in, so that a run does not go on with other ones.
-    """
-
-    text: str = "essays"
-    lengths: tuple[int, ...] = Field(min_length=1)
-    depths: tuple[float, ...] = Field(default=tuple(i / 9 for i in range(10)), min_length=1)
-    samples: int = Field(default=3, ge=1)
-    chat: bool = True
-    seed: int = 0
-    sha256: str = ""
-
-
-@dataclass(frozen=True)
 class Needle(PreparedTask):
-    """The task under its settings.
+    """Needle in a haystack of essays, over lengths and depths (SelfExtend, appendix G, figure 10)."""
 
-    Args:
-        data_dir: see `texts`; where texts lie is not part of what is asked for.
+    name = "needle"
+    metrics: ClassVar = {"recall": Metric("recall"), "exact_match": Metric("exact match")}
 
-    Raises:
-        TextsError: the texts do not exist or cannot be had.
-    """
+    text: str = Field("essays", description="Set of texts: essays, or alice, which comes with the package.")
+    data_dir: Path | None = folder_of_data("needle/PaulGrahamEssays/*.txt")
+    lengths: Lengths = (4096, 8192, 16384)
+    depths: Depths = evenly(10)
+    samples: int = Field(3, ge=1, description="Prompts of each length and depth; each begins with another text.")
+    chat: Chat = True
+    seed: int = 0
 
-    settings: NeedleSettings
-    data_dir: InitVar[Path | None] = None
-    name: ClassVar[str] = "needle"
-    version: ClassVar[int] = 1
-    metrics: ClassVar[dict[str, Metric]] = {"recall": Metric("recall"), "exact_match": Metric("exact match")}
-    _units: list[str] = field(default_factory=list, init=False, repr=False)
-    _examples: dict[str, tuple[int, float, int]] = field(default_factory=dict, init=False, repr=False)
+    @cached_property
+    def _texts(self) -> list[Text]:
+        return texts(self.text, self.data_dir)
 
-    def __post_init__(self, data_dir: Path | None) -> None:
-        settings = self.settings
-        haystack = texts(settings.text, data_dir)
-        self._units.extend(units(haystack))
-        for length in settings.lengths:
-            for depth in settings.depths:
-                for sample in range(settings.samples):
-                    self._examples[f"{length}-{depth:.3f}-{sample}"] = (length, depth, sample)
-        object.__setattr__(self, "settings", settings.model_copy(update={"sha256": sha256(haystack)}))
+    @cached_property
+    def _units(self) -> list[str]:
+        return units(self._texts)
+
+    @property
+    def found(self) -> dict[str, str]:
+        return {"sha256": sha256(self._texts)}
 
     @property
     def longest(self) -> int:
-        return max(self.settings.lengths) + NEW_TOKENS
+        return max(self.lengths) + NEW_TOKENS
 
-    def examples(self) -> Iterator[Example]:
-        for name, (length, depth, _) in self._examples.items():
-            yield Example(name, length, {"length": length, "depth": round(depth, 3)})
+    def examples(self) -> list[Example]:
+        return grid(self.lengths, self.depths, self.samples)
 
     def prepare(self, example: Example, subject: Subject) -> Generation:
-        length, depth, sample = self._examples[example.name]
-        chat = self.settings.chat and chats(subject)
+        length, (depth, sample) = example.tokens, example.about
+        chat = self.chat and chats(subject)
         template = _CHAT if chat else _PLAIN
 
         def encode(context: str) -> list[int]:
@@ -107,7 +93,7 @@ class Needle(PreparedTask):
     def _start(self, sample: int) -> int:
         """The unit that a sample begins with; no two samples share one before all had their turn."""
         order = list(range(len(self._units)))
-        random.Random(self.settings.seed).shuffle(order)
+        random.Random(self.seed).shuffle(order)
         return order[sample % len(order)]
 
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pydantic import Field
 
 from ropewalk.eval import haystack
 from ropewalk.eval.subjects import Prompt, Subject
-from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, PreparedTask, Settings
+from ropewalk.eval.tasks.base import (
+    Depths,
+    Example,
+    Generation,
+    Lengths,
+    Metric,
+    Outcome,
+    PreparedTask,
+    evenly,
+    grid,
+)
 
 # The text of Mohtashami and Jaggi (arXiv 2305.16300), as the SelfExtend authors' examples have it.
 HEAD = (
@@ -21,58 +29,33 @@ HEAD = (
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 
 
-class PasskeySettings(Settings):
-    """Of the pass key task.
-
-    Args:
-        lengths: of the prompts, in tokens.
-        depths: where the key is hidden, from 0 (the beginning) to 1 (the end).
-        samples: prompts of each length and depth.
-        span: tokens behind a depth among which the place is drawn (section 4.2: 400).
-        digits: of the key.
-        seed: of keys and places.
-    """
-
-    lengths: tuple[int, ...] = Field(min_length=1)
-    depths: tuple[float, ...] = Field(default=tuple(i / 9 for i in range(10)), min_length=1)
-    samples: int = Field(default=10, ge=1)
-    span: int = Field(default=400, ge=0)
-    digits: int = Field(default=5, ge=1, le=1000)
-    seed: int = 0
-
-
-@dataclass(frozen=True)
 class Passkey(PreparedTask):
-    """The task under its settings."""
+    """Pass key retrieval over lengths and depths (SelfExtend, section 4.2, figure 4)."""
 
-    settings: PasskeySettings
-    name: ClassVar[str] = "passkey"
-    version: ClassVar[int] = 1
-    metrics: ClassVar[dict[str, Metric]] = {"exact_match": Metric("exact match")}
-    _examples: dict[str, tuple[int, float, int]] = field(default_factory=dict, init=False, repr=False)
+    name = "passkey"
+    metrics: ClassVar = {"exact_match": Metric("exact match")}
 
-    def __post_init__(self) -> None:
-        settings = self.settings
-        for length in settings.lengths:
-            for depth in settings.depths:
-                for sample in range(settings.samples):
-                    self._examples[f"{length}-{depth:.3f}-{sample}"] = (length, depth, sample)
+    lengths: Lengths = (4096, 8192, 16384)
+    depths: Depths = evenly(10)
+    samples: int = Field(10, ge=1, description="Prompts of each length and depth.")
+    span: int = Field(400, ge=0, description="Tokens behind a depth among which the place is drawn.")
+    digits: int = Field(5, ge=1, le=1000, description="Of the key.")
+    seed: int = 0
 
     @property
     def longest(self) -> int:
-        return max(self.settings.lengths) + answer_tokens(self.settings.digits)
+        return max(self.lengths) + answer_tokens(self.digits)
 
-    def examples(self) -> Iterator[Example]:
-        for name, (length, depth, _) in self._examples.items():
-            yield Example(name, length, {"length": length, "depth": round(depth, 3)})
+    def examples(self) -> list[Example]:
+        return grid(self.lengths, self.depths, self.samples)
 
     def prepare(self, example: Example, subject: Subject) -> Generation:
-        length, depth, _ = self._examples[example.name]
-        span = min(self.settings.span, length)
+        length, (depth, _) = example.tokens, example.about
+        span = min(self.span, length)
         # Of the name, so that an example does not change with what else is asked for.
-        chance = random.Random(f"{self.settings.seed} {example.name}")
+        chance = random.Random(f"{self.seed} {example.name}")
         place = (depth * (length - span) + chance.uniform(0, span)) / length
-        return hidden(subject, length, place, self.settings.digits, chance)
+        return hidden(subject, length, place, self.digits, chance)
 
 
 def hidden(subject: Subject, length: int, place: float, digits: int, chance: random.Random) -> Generation:

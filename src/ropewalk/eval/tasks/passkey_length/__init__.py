@@ -4,56 +4,36 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pydantic import Field
 
 from ropewalk.eval.subjects import Subject
-from ropewalk.eval.tasks.base import Example, Generation, Metric, PreparedTask, Settings
+from ropewalk.eval.tasks.base import Example, Generation, Lengths, Metric, PreparedTask, Tokens
 from ropewalk.eval.tasks.passkey import answer_tokens, hidden
 
 
-class PasskeyLengthSettings(Settings):
-    """Of the task.
-
-    Args:
-        digits: of the keys (section 4.7).
-        length: of the prompts, in tokens.
-        samples: prompts of each number of digits.
-        seed: of keys and places.
-    """
-
-    digits: tuple[int, ...] = Field(default=(5, 8, 16, 36, 48, 64, 100), min_length=1)
-    length: int = Field(default=16384, ge=1)
-    samples: int = Field(default=10, ge=1)
-    seed: int = 0
-
-
-@dataclass(frozen=True)
 class PasskeyLength(PreparedTask):
-    """The task under its settings."""
+    """Pass keys of more and more digits, at one length (SelfExtend, section 4.7, figure 6)."""
 
-    settings: PasskeyLengthSettings
-    name: ClassVar[str] = "passkey-length"
-    version: ClassVar[int] = 1
-    metrics: ClassVar[dict[str, Metric]] = {"exact_match": Metric("exact match")}
-    _examples: dict[str, int] = field(default_factory=dict, init=False, repr=False)
+    name = "passkey-length"
+    metrics: ClassVar = {"exact_match": Metric("exact match")}
 
-    def __post_init__(self) -> None:
-        for digits in self.settings.digits:
-            for sample in range(self.settings.samples):
-                self._examples[f"{digits}-{sample}"] = digits
+    digits: Lengths = Field((5, 8, 16, 36, 48, 64, 100), description="Of the keys, comma-separated.")
+    length: Tokens = Field(16384, description="Tokens of the prompts; 16k is 16384.")
+    samples: int = Field(10, ge=1, description="Prompts of each number of digits.")
+    seed: int = 0
 
     @property
     def longest(self) -> int:
-        return self.settings.length + answer_tokens(max(self.settings.digits))
+        return self.length + answer_tokens(max(self.digits))
 
     def examples(self) -> Iterator[Example]:
-        for name, digits in self._examples.items():
-            yield Example(name, self.settings.length, {"digits": digits})
+        for digits in self.digits:
+            for sample in range(self.samples):
+                yield Example(f"{digits}-{sample}", self.length, {"digits": digits}, digits)
 
     def prepare(self, example: Example, subject: Subject) -> Generation:
         # Of the name, so that an example does not change with what else is asked for.
-        chance = random.Random(f"{self.settings.seed} {example.name}")
-        return hidden(subject, self.settings.length, chance.random(), self._examples[example.name], chance)
+        chance = random.Random(f"{self.seed} {example.name}")
+        return hidden(subject, self.length, chance.random(), example.about, chance)

@@ -6,60 +6,27 @@ import math
 import random
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
 from ropewalk.eval.prompts import encode_apart
 from ropewalk.eval.subjects import Passage, Subject
-from ropewalk.eval.tasks.base import Example, Metric, Outcome, PreparedTask, Scoring, Settings
+from ropewalk.eval.tasks.base import (
+    Example,
+    Lengths,
+    Metric,
+    Outcome,
+    PreparedTask,
+    Scoring,
+    folder_of_data,
+    refused,
+)
 from ropewalk.eval.texts import Text, sha256, texts
-
-Mode = Literal["sliding", "positions"]
-
-
-class PerplexitySettings(Settings):
-    """Of the perplexity task.
-
-    Args:
-        text: name of a set of texts.
-        mode: "sliding" for windows of each length, "positions" for one text of each length.
-        stride: tokens that a window adds to the one before it, which it scores (appendix D.1: 256).
-        windows: of each book and length, at most, spread over the book; 0 for all, so that every token is scored.
-        bucket: positions that are summed up in one, in the mode "positions".
-        books: at most.
-        tokens: of each book, from its beginning, that are looked at; None for all.
-        lengths: of the windows or texts, in tokens, special ones included.
-        seed: of the choice of books.
-        sha256: of the books' texts; the task fills it in, so that a run does not go on with other ones.
-    """
-
-    text: str = "pg19"
-    mode: Mode = "sliding"
-    stride: int = Field(default=256, ge=1)
-    windows: int = Field(default=16, ge=0)
-    bucket: int = Field(default=1024, ge=1)
-    books: int = Field(default=3, ge=1)
-    tokens: int | None = Field(default=None, ge=2)
-    lengths: tuple[int, ...] = Field(min_length=1)
-    seed: int = 0
-    sha256: str = ""
-
-    @field_validator("lengths")
-    @classmethod
-    def _fit(cls, lengths: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
-        stride, tokens = info.data.get("stride", 1), info.data.get("tokens")
-        least = stride + 1 if info.data.get("mode") == "sliding" else 2
-        if min(lengths) < least:
-            why = f"longer than the stride of {stride} tokens" if least > 2 else "2 tokens or more"
-            raise PydanticCustomError("lengths", "they must be {why}", {"why": why})
-        if tokens is not None and max(lengths) > tokens:
-            raise PydanticCustomError("lengths", "of each book there are {tokens} tokens", {"tokens": tokens})
-        return lengths
 
 
 @dataclass(frozen=True)
@@ -99,56 +66,71 @@ def some_windows(tokens: int, length: int, stride: int, longest: int, count: int
     return [Window(end - length, end - stride, end) for end in ends]
 
 
-@dataclass(frozen=True)
 class Perplexity(PreparedTask):
-    """The task under its settings.
+    """Perplexity on books, by length or by position (SelfExtend, appendix D.1)."""
 
-    Args:
-        data_dir: see `texts`; where texts lie is not part of what is asked for.
+    name = "perplexity"
+    metrics: ClassVar = {"perplexity": Metric("perplexity", higher_is_better=False, pooled=("nll", "tokens"))}
 
-    Raises:
-        TextsError: the texts do not exist or cannot be had.
-    """
+    text: str = Field("pg19", description="Set of texts: pg19, or alice, which comes with the package.")
+    data_dir: Path | None = folder_of_data("pg19/test_books/*.txt")
+    mode: Literal["sliding", "positions"] = Field(
+        "sliding", description="Windows of each length, or one text of each length by position."
+    )
+    stride: int = Field(256, ge=1, description="Tokens that a window adds to the one before it, which it scores.")
+    windows: int = Field(16, ge=0, description="Of each book and length, spread over the book; 0 for all.")
+    bucket: int = Field(1024, ge=1, description="Positions that are summed up, with --mode positions.")
+    books: int = Field(3, ge=1, description="At most, drawn from the set by --seed.")
+    tokens: int | None = Field(None, ge=2, description="Of each book, from its beginning; all if not given.")
+    lengths: Lengths = Field(
+        (4096, 8192, 16384, 32768), description="Tokens of the windows or texts, comma-separated; 16k is 16384."
+    )
+    seed: int = 0
+    _encodings: dict[tuple[str, str], tuple[list[int], array[int]]] = PrivateAttr(default_factory=dict)
 
-    settings: PerplexitySettings
-    data_dir: InitVar[Path | None] = None
-    name: ClassVar[str] = "perplexity"
-    version: ClassVar[int] = 1
-    metrics: ClassVar[dict[str, Metric]] = {
-        "perplexity": Metric("perplexity", higher_is_better=False, pooled=("nll", "tokens"))
-    }
-    _examples: dict[str, tuple[Text, int]] = field(default_factory=dict, init=False, repr=False)
-    _tokens: dict[tuple[str, str], tuple[list[int], array[int]]] = field(default_factory=dict, init=False, repr=False)
+    @field_validator("lengths")
+    @classmethod
+    def _fit(cls, lengths: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        stride, tokens = info.data.get("stride", 1), info.data.get("tokens")
+        least = stride + 1 if info.data.get("mode") == "sliding" else 2
+        if min(lengths) < least:
+            why = f"longer than the stride of {stride} tokens" if least > 2 else "2 tokens or more"
+            raise refused(f"must be {why}", min(lengths))
+        if tokens is not None and max(lengths) > tokens:
+            raise refused(f"must be no more than the {tokens} tokens of each book", max(lengths))
+        return lengths
 
-    def __post_init__(self, data_dir: Path | None) -> None:
-        books = texts(self.settings.text, data_dir)
+    @cached_property
+    def _books(self) -> list[Text]:
+        books = texts(self.text, self.data_dir)
         # All are shuffled, so that more books are these and others.
-        random.Random(self.settings.seed).shuffle(books)
-        books = books[: self.settings.books]
-        for length in self.settings.lengths:
-            for book in books:
-                self._examples[f"{length}-{book.name}"] = (book, length)
-        object.__setattr__(self, "settings", self.settings.model_copy(update={"sha256": sha256(books)}))
+        random.Random(self.seed).shuffle(books)
+        return books[: self.books]
+
+    @property
+    def found(self) -> dict[str, str]:
+        return {"sha256": sha256(self._books)}
 
     @property
     def longest(self) -> int:
-        return max(self.settings.lengths)
+        return max(self.lengths)
 
     def examples(self) -> Iterator[Example]:
-        for name, (_, length) in self._examples.items():
-            yield Example(name, length, {"length": length})
+        for length in self.lengths:
+            for book in self._books:
+                yield Example(f"{length}-{book.name}", length, {"length": length}, book)
 
     def prepare(self, example: Example, subject: Subject) -> Scoring:
-        book, length = self._examples[example.name]
+        book, length = example.about, example.tokens
         special, tokens = self._encoded(book, subject)
         if len(special) + len(tokens) < self.longest:
             raise ValueError(f"{book.name} has {len(special) + len(tokens)} tokens, and {self.longest} are needed")
-        if self.settings.mode == "positions":
+        if self.mode == "positions":
             read = special + tokens[: length - len(special)]
             first = max(1, len(special))
             return Scoring(
                 (Passage(read, first),),
-                lambda scores: Outcome(length, _by_position(_finite(scores), first, self.settings.bucket)),
+                lambda scores: Outcome(length, _by_position(_finite(scores), first, self.bucket)),
             )
         passages = tuple(
             # Nothing stands before the very first token.
@@ -160,14 +142,14 @@ class Perplexity(PreparedTask):
     def _encoded(self, book: Text, subject: Subject) -> tuple[list[int], list[int]]:
         """Special tokens, and a book's. Its windows are many, and reading them takes less time than encoding a book."""
         key = (subject.weights_hash, book.name)
-        if key not in self._tokens:
+        if key not in self._encodings:
             special, tokens = encode_apart(subject, book.text)
-            self._tokens[key] = special, array("I", tokens[: self.settings.tokens])
-        special, kept = self._tokens[key]
+            self._encodings[key] = special, array("I", tokens[: self.tokens])
+        special, kept = self._encodings[key]
         return special, kept.tolist()
 
     def _windows(self, tokens: int, length: int, special: int) -> list[Window]:
-        stride, count = self.settings.stride, self.settings.windows
+        stride, count = self.stride, self.windows
         if length - special < stride:
             raise ValueError(f"{length} tokens, {special} of them special, are too few for a stride of {stride}")
         if count:

@@ -1,274 +1,33 @@
-"""The short tasks as lm-eval defines them: its prompts, shots and metrics. Only where data come from is ours."""
+"""The short tasks as lm-eval defines them: its prompts, shots and scores, by its `evaluate`."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from functools import cached_property, partial
-from importlib import import_module
 from io import StringIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import lm_eval
+import lm_eval.tasks
+from datasets import Dataset  # type: ignore[import-untyped]
+from lm_eval.api.model import LM
+from lm_eval.models.dummy import DummyLM
+
+from ropewalk.eval.data_files import DataError, loading
 from ropewalk.eval.subjects import Dummy, Model, Subject
 from ropewalk.eval.tasks.base import Outcome
-from ropewalk.eval.tasks.short import files
-from ropewalk.eval.tasks.short.files import DataError, Questions
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """A short task.
-
-    Args:
-        shots: solved examples in a prompt, as on the Open LLM Leaderboard.
-        folder: of lm-eval's tasks, where its definition is.
-        asked, examples: parts of the data as lm-eval names them: what is asked, and what shots are taken from.
-        read: its questions, from a folder; of a subject, if it has any.
-        tags: of lm-eval's tasks, where it is several, one a subject.
-    """
-
-    shots: int
-    folder: str
-    asked: str
-    examples: str
-    read: Callable[..., Questions]
-    tags: tuple[str, ...] = ()
-
-
-_MMLU_TAGS = tuple(f"mmlu_{field}_tasks" for field in ("stem", "humanities", "social_sciences", "other"))
-BENCHMARKS = {
-    "arc_challenge": Benchmark(25, "arc", "test", "train", files.arc_challenge),
-    "hellaswag": Benchmark(10, "hellaswag", "validation", "train", files.hellaswag),
-    "mmlu": Benchmark(5, "mmlu/default", "test", "dev", files.mmlu, _MMLU_TAGS),
-    "truthfulqa_mc2": Benchmark(0, "truthfulqa", "validation", "", files.truthfulqa_mc2),
-    "gsm8k": Benchmark(5, "gsm8k", "test", "train", files.gsm8k),
-}
-
-
-@dataclass(frozen=True)
-class HarnessTask:
-    """A task of lm-eval, loaded.
-
-    Attributes:
-        task: lm-eval's own object.
-        cell: its benchmark, and its subject if that has any.
-        shots: solved examples in a prompt.
-        shots_from: the part of the data that they are from; "" without any.
-        questions: the first so many are asked; None for all.
-        seed: of the shots.
-    """
-
-    task: Any
-    cell: dict[str, int | float | str]
-    shots: int
-    shots_from: str
-    questions: int | None
-    seed: int
-
-    @property
-    def benchmark(self) -> str:
-        return str(self.cell["task"])
-
-    @property
-    def shots_are_asked(self) -> bool:
-        """Whether the shots are questions that are asked too, for want of others."""
-        return self.shots > 0 and self.shots_from == BENCHMARKS[self.benchmark].asked
-
-    @property
-    def name(self) -> str:
-        return str(self.task.task_name)
-
-    @property
-    def version(self) -> str:
-        return str(self.task.VERSION)
-
-    @cached_property
-    def asked(self) -> int:
-        """How many questions are asked."""
-        with _silent():
-            there = len(self.task.eval_docs)
-        return there if self.questions is None else min(self.questions, there)
-
-    @cached_property
-    def texts_hash(self) -> str:
-        """SHA-256 of all questions and, if there are shots, of what those are from."""
-        digest = hashlib.sha256()
-        with _silent():
-            parts = self.task.eval_docs, self.task.fewshot_docs() if self.shots else ()
-        for documents in parts:
-            for document in documents:
-                digest.update(json.dumps(document, sort_keys=True, default=str).encode() + b"\n")
-        return digest.hexdigest()
-
-    @cached_property
-    def requests(self) -> list[list[Any]]:
-        """lm-eval's requests for the questions, a list for each; their shots are drawn one after the other.
-
-        So a question has the shots that it has in a run of lm-eval with this seed, however many are asked. Made when
-        the first is asked: for all questions of all tasks that takes minutes.
-        """
-        self.task.set_fewshot_seed(self.seed)
-        with _silent():
-            self.task.build_all_requests(limit=self.asked)
-        by_question: dict[int, list[Any]] = {}
-        for request in self.task.instances:
-            by_question.setdefault(request.doc_id, []).append(request)
-        return [sorted(requests, key=lambda request: request.idx) for requests in by_question.values()]
-
-    def outcome(self, requests: Sequence[Any], subject: Subject) -> Outcome:
-        """Of a question whose requests were asked."""
-        for filters in self.task._filters:
-            filters.apply(requests)
-        first, target = requests[0], self.task.doc_to_target(requests[0].doc)
-        output = first.resps[0]
-        if first.request_type == "loglikelihood":
-            # The right choice, of several the first; and the likeliest.
-            target = requests[target].args[1].strip()
-            output = max(requests, key=lambda request: request.resps[0][0]).args[1].strip()
-        return Outcome(len(subject.encode(first.args[0])), self._scores(requests), str(target).strip(), str(output))
-
-    def _scores(self, requests: Sequence[Any]) -> dict[str, float]:
-        """By lm-eval's name of the metric; with the name of its filter where it has several."""
-        scores = {}
-        for name in requests[0].filtered_resps:
-            answers = [request.filtered_resps[name] for request in requests]
-            for metric, value in self.task.process_results(requests[0].doc, answers).items():
-                scores[metric if name == "none" else f"{metric},{name}"] = float(value)
-        return scores
-
-
-def ask(language_model: Any, requests: Sequence[Any]) -> None:
-    """Puts a language model's answers into requests of one kind, as lm-eval's own loop does."""
-    answers = getattr(language_model, requests[0].request_type)(requests, disable_tqdm=True)
-    for request, answer in zip(requests, answers, strict=True):
-        request.resps, request.filtered_resps = [answer], {}
-
-
-def load(
-    names: Sequence[str], data_dir: Path | None = None, questions: int | None = None, seed: int = 0
-) -> list[HarnessTask]:
-    """The tasks of some benchmarks; of MMLU one a subject.
-
-    Args:
-        names: of `BENCHMARKS`.
-        data_dir: folder that holds short/...; None to load from the hub, as lm-eval does.
-        questions: of each task, the first so many are asked, of MMLU the first of each subject; None for all.
-        seed: of the shots.
-
-    Raises:
-        DataError: data are missing or cannot be read.
-        ImportError: lm-eval is not installed.
-    """
-    tasks = _lm_eval("tasks")
-    _lm_eval("models.huggingface")  # needs more packages; once questions are asked, each would fail
-    with _silent():
-        # Its whole catalogue takes ten seconds to read.
-        folders = [Path(tasks.__file__).parent / BENCHMARKS[name].folder for name in names]
-        manager = tasks.TaskManager(include_defaults=False, include_path=folders)
-    return [loaded for name in names for loaded in _benchmark(name, data_dir, manager, questions, seed)]
-
-
-def language_model(subject: Subject) -> Any:
-    """A subject as lm-eval's language model.
-
-    Texts longer than the trained window are cut at their beginning, under every method alike: the tasks are to be the
-    same for all.
-    """
-    if isinstance(subject, Dummy):
-        return _lm_eval("models.dummy").DummyLM()
-    assert isinstance(subject, Model)
-    with _silent():
-        return _lm_eval("models.huggingface").HFLM(
-            pretrained=subject.loaded.model,
-            tokenizer=subject.loaded.tokenizer,
-            max_length=subject.trained_window,
-            batch_size=subject.batch_size,
-        )
-
-
-def version() -> str:
-    """Of lm-eval."""
-    return str(_lm_eval("").__version__)
-
-
-def _benchmark(
-    name: str, data_dir: Path | None, manager: Any, questions: int | None, seed: int
-) -> Iterator[HarnessTask]:
-    benchmark = BENCHMARKS[name]
-    subtasks = sorted(task for tag in benchmark.tags for task in manager.task_index[tag].tags)
-    tasks = subtasks or [name]
-    for task, its_questions in zip(tasks, _spread(questions, len(tasks)), strict=True):
-        subject = task.removeprefix(f"{name}_")
-        changes: dict[str, Any] = {"num_fewshot": benchmark.shots}
-        shots_from = benchmark.examples
-        if data_dir is not None:
-            found = benchmark.read(data_dir / "short", *([subject] if subtasks else []))
-            if benchmark.shots and found.shots is None:
-                shots_from = benchmark.asked
-                changes |= {"training_split": None, "validation_split": None}
-                # The same for both, so that lm-eval leaves the question out that it asks.
-                changes |= {"test_split": shots_from, "fewshot_split": shots_from}
-            _check_enough(task, benchmark.shots, found)
-            changes["custom_dataset"] = partial(_datasets, benchmark, found)
-        cell: dict[str, int | float | str] = {"task": name, **({"subject": subject} if subtasks else {})}
-        yield HarnessTask(_load(manager, task, changes), cell, benchmark.shots, shots_from, its_questions, seed)
-
-
-def _spread(questions: int | None, parts: int) -> list[int | None]:
-    """So many questions over so many parts, as evenly as can be."""
-    if questions is None:
-        return [None] * parts
-    return [questions // parts + (part < questions % parts) for part in range(parts)]
-
-
-def _check_enough(task: str, shots: int, questions: Questions) -> None:
-    others = len(questions.asked) - 1 if questions.shots is None else len(questions.shots)
-    if not questions.asked or others < shots:
-        raise DataError(
-            f"{task} asks with {shots} solved examples, and the data folder holds {len(questions.asked)} questions "
-            f"to ask and {max(others, 0)} to take those from: pass --data-dir with all of its files"
-        )
-
-
-def _datasets(benchmark: Benchmark, questions: Questions, **_: object) -> dict[str, Any]:
-    """What lm-eval would have loaded; it passes settings of its own."""
-    dataset = import_module("datasets").Dataset
-    parts = {benchmark.asked: dataset.from_list(questions.asked)}
-    return parts if questions.shots is None else {**parts, benchmark.examples: dataset.from_list(questions.shots)}
-
-
-def _load(manager: Any, name: str, changes: dict[str, Any]) -> Any:
-    # Only as part of a group does lm-eval put changes on top of what it has under that name.
-    group = {"group": "ropewalk", "task": [{"task": name, **changes}]}
-    try:
-        with _silent():
-            return manager.load([group])["tasks"][name]
-    except DataError:
-        raise
-    except Exception as error:  # whatever stands between here and the hub
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"{name} cannot be loaded ({type(error).__name__}: {reason}): name a folder that holds short/... by "
-            "--data-dir, or mend the connection to the hub"
-        ) from error
-
-
-def _lm_eval(module: str) -> Any:
-    try:
-        return import_module(f"lm_eval.{module}".rstrip("."))
-    except ImportError as error:
-        raise ImportError(
-            f"the short tasks are lm-eval's, and {error.name} is not installed: run 'pip install \"ropewalk[lm-eval]\"'"
-        ) from error
+from ropewalk.eval.tasks.short.benchmarks import BENCHMARKS, Benchmark
+from ropewalk.integrations.lm_eval import RopewalkLM
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def _quietly() -> Iterator[None]:
     """Without lm-eval's advice and progress bars."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
@@ -278,3 +37,173 @@ def _silent() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A task of lm-eval; a benchmark is one, or one a subject.
+
+    Attributes:
+        task: lm-eval's own object.
+        subject: "" where the benchmark has none.
+        shots_from: the part of the data that solved examples are from; "" without any.
+        asked: so many questions are asked, the first.
+    """
+
+    task: Any
+    benchmark: str
+    subject: str
+    shots_from: str
+    asked: int
+
+    @property
+    def name(self) -> str:
+        return str(self.task.task_name)
+
+    @_quietly()
+    def digest(self) -> str:
+        """SHA-256 of all questions and, if there are shots, of what those are from."""
+        digest = hashlib.sha256()
+        for document in chain(self.task.eval_docs, self.task.fewshot_docs() if self.shots_from else ()):
+            digest.update(json.dumps(document, sort_keys=True, default=str).encode() + b"\n")
+        return digest.hexdigest()
+
+
+@_quietly()
+def load(names: Sequence[str], data_dir: Path | None, questions: int | None) -> list[Loaded]:
+    """The tasks of some benchmarks.
+
+    Args:
+        data_dir: folder that holds short/...; None to load from the hub, as lm-eval does.
+        questions: of each benchmark, the first so many are asked, of MMLU the first of each subject; None for all.
+
+    Raises:
+        DataError: data are missing or cannot be read.
+    """
+    loaded = []
+    for name in names:
+        benchmark = BENCHMARKS[name]
+        # Its whole catalogue takes ten seconds to read.
+        folder = Path(lm_eval.tasks.__file__).parent / benchmark.folder
+        manager = lm_eval.tasks.TaskManager(include_defaults=False, include_path=folder)
+        tasks = [task for task in manager.all_subtasks if task.startswith(f"{name}_")] if benchmark.subjects else [name]
+        for i, task in enumerate(tasks):
+            subject = task.removeprefix(name).removeprefix("_")
+            changes, shots_from = _changes(benchmark, data_dir, task, subject)
+            # Only as part of a group does lm-eval put changes on top of what it has under that name.
+            group = {"group": "ropewalk", "task": [{"task": task, **changes}]}
+            with loading(task, "name a folder that holds short/... by --data-dir, or mend the connection to the hub"):
+                [its] = manager.load([group])["tasks"].values()
+            there = len(its.eval_docs)
+            asked = there if questions is None else questions // len(tasks) + (i < questions % len(tasks))
+            loaded.append(Loaded(its, name, subject, shots_from, min(asked, there)))
+    return loaded
+
+
+def _changes(benchmark: Benchmark, data_dir: Path | None, task: str, subject: str) -> tuple[dict[str, Any], str]:
+    """Of lm-eval's configuration of a task, and the part of the data that shots are from."""
+    changes: dict[str, Any] = {"num_fewshot": benchmark.shots}
+    if data_dir is None:
+        return changes, benchmark.examples
+    questions = benchmark.questions(data_dir, subject)
+    asked, shots_from = questions[benchmark.asked], benchmark.examples
+    others = len(questions.get(shots_from, asked[1:]))
+    if not asked or others < benchmark.shots:
+        raise DataError(
+            f"{task} asks with {benchmark.shots} solved examples, and the data folder holds {len(asked)} questions to "
+            f"ask and {others} to take those from: pass --data-dir with all of its files"
+        )
+    if benchmark.shots and shots_from not in questions:
+        shots_from = benchmark.asked
+        # The same part for both, so that lm-eval leaves the question out that it asks.
+        changes |= {"training_split": None, "validation_split": None}
+        changes |= {"test_split": shots_from, "fewshot_split": shots_from}
+    changes["custom_dataset"] = lambda **_: {part: Dataset.from_list(its) for part, its in questions.items()}
+    return changes, shots_from
+
+
+@_quietly()
+def evaluate(subject: Subject, wanted: Mapping[Loaded, Set[int]], seed: int) -> dict[tuple[str, int], Outcome]:
+    """Asks questions of tasks, by their numbers: what each gave, by its task's name and its number.
+
+    lm-eval draws the shots of a task's questions one after the other. So the prompts of all up to the last are made: a
+    question has the shots that it has in a run of lm-eval with this seed, whichever others are asked.
+    """
+    by_name = {one.name: numbers for one, numbers in wanted.items()}
+    for one in wanted:
+        one.task.set_fewshot_seed(seed)
+    # `simple_evaluate` calls this, and also runs git and pip to write down where it runs, their errors on the terminal.
+    # It gives results to the first process of a machine alone: it takes others for parts of its own run.
+    given = lm_eval.evaluate(
+        _Asking(_language_model(subject), by_name),
+        lm_eval.tasks.TaskManager(include_defaults=False).load([one.task for one in wanted]),
+        samples={name: range(max(numbers) + 1) for name, numbers in by_name.items()},
+        bootstrap_iters=0,
+    )
+    samples: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for name, numbers in by_name.items():
+        for sample in given["samples"][name]:
+            if sample["doc_id"] in numbers:
+                samples.setdefault((name, sample["doc_id"]), []).append(sample)
+    return {key: _outcome(one, subject) for key, one in samples.items()}
+
+
+def _outcome(samples: Sequence[Mapping[str, Any]], subject: Subject) -> Outcome:
+    """Of a question, for which lm-eval has a sample for each of its filters."""
+    first = samples[0]
+    arguments, answers = first["arguments"], [answer for answer, *_ in first["resps"]]
+    target, output = first["target"], answers[0]
+    if not isinstance(output, str):
+        # The right choice, of several the first; and the likeliest.
+        target = arguments[target][1]
+        output = arguments[max(range(len(answers)), key=lambda i: answers[i][0])][1].strip()
+    scores = {
+        metric if one["filter"] == "none" else f"{metric},{one['filter']}": float(one[metric])
+        for one in samples
+        for metric in one["metrics"]
+    }
+    return Outcome(len(subject.encode(arguments[0][0])), scores, str(target).strip(), output)
+
+
+class _Asking(LM):  # type: ignore[misc]
+    """A language model that is asked the wanted questions alone; the others get an answer that nobody looks at.
+
+    Args:
+        wanted: numbers of questions, by their task's name.
+    """
+
+    def __init__(self, model: Any, wanted: Mapping[str, Set[int]]) -> None:
+        super().__init__()
+        self.model, self.wanted = model, wanted
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        return self._answers("loglikelihood", requests, (0.0, False))
+
+    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+        return self._answers("loglikelihood_rolling", requests, 0.0)
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        return self._answers("generate_until", requests, "")
+
+    def _answers(self, kind: str, requests: Sequence[Any], nothing: Any) -> list[Any]:
+        asked = [one for one in requests if one.doc_id in self.wanted[one.task_name]]
+        answers = iter(getattr(self.model, kind)(asked, disable_tqdm=True))
+        return [next(answers) if one.doc_id in self.wanted[one.task_name] else nothing for one in requests]
+
+
+def _language_model(subject: Subject) -> Any:
+    """A subject as lm-eval's language model.
+
+    Texts longer than the trained window are cut at their beginning, under every method alike: the tasks are to be the
+    same for all.
+    """
+    if isinstance(subject, Dummy):
+        return DummyLM()
+    assert isinstance(subject, Model)
+    return RopewalkLM(
+        subject.loaded.model,
+        map=None,
+        tokenizer=subject.loaded.tokenizer,
+        max_length=subject.trained_window,
+        batch_size=subject.batch_size,
+    )

@@ -3,14 +3,14 @@ import json
 import re
 import sys
 import zipfile
-from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
 
+from ropewalk.eval.data_files import DataError
 from ropewalk.eval.subjects import Dummy
 from ropewalk.eval.tasks.base import Example
-from ropewalk.eval.tasks.longbench import KINDS, LongBench, LongBenchError, LongBenchSettings, shortened
+from ropewalk.eval.tasks.longbench import KINDS, LongBench, shortened
 from ropewalk.eval.tasks.longbench.metrics import score
 
 CLASSES = ["Food", "City", "City hall", "Date"]
@@ -57,7 +57,7 @@ class Recording(Dummy):
 
 
 def task(data_dir=None, **settings):
-    return LongBench(LongBenchSettings(**{"tasks": ("qasper",), **settings}), data_dir)
+    return LongBench(**{"data_dir": data_dir, "tasks": ("qasper",), **settings})
 
 
 def test_the_tasks_of_table_2():
@@ -65,7 +65,7 @@ def test_the_tasks_of_table_2():
         "narrativeqa", "qasper", "multifieldqa_en", "hotpotqa", "2wikimqa", "musique", "gov_report", "qmsum",
         "multi_news", "trec", "triviaqa", "samsum", "passage_count", "passage_retrieval_en", "lcc", "repobench-p",
     ]  # fmt: skip
-    assert LongBenchSettings().tasks == tuple(KINDS)
+    assert LongBench().tasks == tuple(KINDS)
     for kind in KINDS.values():
         assert re.findall(r"{(.*?)}", kind.prompt) in (["context"], ["context", "input"])
     assert {name: kind.new_tokens for name, kind in KINDS.items() if kind.new_tokens >= 128} == {
@@ -75,7 +75,7 @@ def test_the_tasks_of_table_2():
 
 def test_examples(data_dir):
     one = task(data_dir, tasks=("trec", "qasper", "trec"), length=100)
-    assert one.settings.tasks == ("qasper", "trec")
+    assert one.tasks == ("qasper", "trec")
     assert list(one.examples()) == [
         Example("qasper-0", 100, {"task": "qasper"}),
         Example("qasper-1", 100, {"task": "qasper"}),
@@ -88,9 +88,9 @@ def test_what_identifies_a_run(data_dir):
     one = task(data_dir, tasks=("trec", "qasper"))
     folder = data_dir / "longbench" / "full"
     both = (folder / "qasper.jsonl").read_bytes() + (folder / "trec.jsonl").read_bytes()
-    assert one.settings.sha256 == hashlib.sha256(both).hexdigest()
-    assert str(data_dir) not in one.settings.model_dump_json()
-    assert task(data_dir, subset="mini").settings.sha256 != task(data_dir).settings.sha256
+    assert one.settings["sha256"] == hashlib.sha256(both).hexdigest()
+    assert str(data_dir) not in str(one.settings)
+    assert task(data_dir, subset="mini").settings["sha256"] != task(data_dir).settings["sha256"]
 
 
 @pytest.mark.parametrize(("tasks", "chat", "longest"), [(("qasper", "lcc"), True, 356), (("lcc",), False, 164)])
@@ -206,14 +206,14 @@ def test_outcomes(data_dir):
 def test_without_rouge(data_dir, monkeypatch):
     monkeypatch.setitem(sys.modules, "rouge", None)
     assert list(task(data_dir).examples())
-    with pytest.raises(LongBenchError, match=r"summaries are scored with rouge: pip install 'ropewalk\[eval\]'"):
-        task(data_dir, tasks=("qasper", "samsum"))
+    with pytest.raises(DataError, match=r"summaries are scored with rouge: pip install 'ropewalk\[eval\]'"):
+        task(data_dir, tasks=("qasper", "samsum")).read()
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tasks": ("qaspr",)}, "LongBench has no task 'qaspr' here; it has narrativeqa, qasper"),
+        ({"tasks": ("qaspr",)}, "must be one of narrativeqa, .*, got 'qaspr'. Did you mean 'qasper'"),
         ({"tasks": ()}, "at least 1 item"),
         ({"length": 1}, "greater than or equal to 2"),
         ({"subset": "small"}, "'full' or 'mini'"),
@@ -224,35 +224,9 @@ def test_settings_that_do_not_fit(settings, message):
         task(**settings)
 
 
-def test_a_file_that_is_not_there(data_dir):
-    with pytest.raises(LongBenchError, match=r"no .*minilongbench.trec\.jsonl: --data-dir must hold this subset as"):
-        task(data_dir, tasks=("trec",), subset="mini")
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (json.dumps(example(answers=())), r"qasper\.jsonl, line 2, is no example of LongBench: answers: .* at least 1"),
-        ('{"context": "x"}', "line 2, is no example of LongBench: input: Field required"),
-        ("", "line 2, is no example of LongBench: Invalid JSON"),
-    ],
-)
-def test_a_line_that_is_no_example(tmp_path, line, message):
-    folder = tmp_path / "longbench" / "full"
-    folder.mkdir(parents=True)
-    lines = [json.dumps(example()), line, json.dumps(example())]
-    (folder / "qasper.jsonl").write_text("\n".join(lines))
-    with pytest.raises(LongBenchError, match=message):
-        task(tmp_path)
-
-
 def test_texts_hold_other_ends_of_lines(tmp_path):
     write(tmp_path / "longbench" / "full", qasper=[example(context="one\u2028two\x85three\r\nfour")])
     assert len(list(task(tmp_path).examples())) == 1
-
-
-def hub(monkeypatch, download):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=download))
 
 
 @pytest.mark.parametrize(
@@ -270,16 +244,7 @@ def test_from_the_hub(data_dir, monkeypatch, subset, repository, folder):
             archive.writestr("__MACOSX/data/._qasper.jsonl", "no text")
         return data_dir / file
 
-    hub(monkeypatch, download)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert task(subset=subset).settings == task(data_dir, subset=subset).settings
-    with pytest.raises(LongBenchError, match=rf"data.zip of {repository} holds no trec.jsonl"):
-        task(tasks=("trec",), subset=subset)
-
-
-def test_no_hub(monkeypatch):
-    def download(name, file, repo_type):
-        raise ConnectionError("no\nroute")
-
-    hub(monkeypatch, download)
-    with pytest.raises(LongBenchError, match=r"\(ConnectionError: no route\): name a folder .* --data-dir"):
-        task()
+    with pytest.raises(DataError, match=rf"data.zip of {repository} holds no trec.jsonl"):
+        task(tasks=("trec",), subset=subset).read()

@@ -1,0 +1,82 @@
+"""The command of a task: the options of a run, and one for each field of the task, which are read off the fields."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from rich.markup import escape
+
+from ropewalk.cli import model_options
+from ropewalk.cli.errors import UserError
+from ropewalk.cli.eval.run import Run, evaluate, with_run_options
+from ropewalk.eval.tasks.base import OURS, Task, written
+
+# Every run has a seed, for tasks that take one.
+_SEED = "seed"
+
+
+def command_of(kind: type[Task]) -> Callable[..., None]:
+    """The command of a kind of task, as typer takes it."""
+
+    def command(run: Run, **given: Any) -> None:
+        settings = {name: value for name, value in given.items() if value is not None}
+        if _SEED in kind.model_fields:
+            settings[_SEED] = run.seed
+        evaluate(task_of(kind, settings), run)
+
+    options = [_option(name, field) for name, field in kind.model_fields.items() if name != _SEED]
+    run = inspect.Parameter("run", inspect.Parameter.KEYWORD_ONLY, annotation=Run)
+    command.__signature__ = inspect.Signature([run, *options])  # type: ignore[attr-defined]
+    command.__doc__ = inspect.getdoc(kind)
+    return with_run_options(command)
+
+
+def task_of(kind: type[Task], settings: dict[str, Any]) -> Task:
+    """A task with these settings, which may be text.
+
+    Raises:
+        UserError: one does not fit.
+    """
+    try:
+        return kind(**settings)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        name, given = str(detail["loc"][0]), detail["input"]
+        option = f"--{name.replace('_', '-')}"
+        if choices := get_literal(kind.model_fields[name].annotation):
+            model_options.choice(option, str(given), choices)
+        ours = detail["type"] == OURS
+        raise UserError(f"{option} {detail['msg']}" if ours else f"{option}: {detail['msg']}, got {given!r}") from error
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    """With the task's own default, as text; of a switch as it is."""
+    switch = field.annotation is bool
+    option = f"--{name.replace('_', '-')}"
+    info = typer.Option(
+        f"{option}/--no-{option[2:]}" if switch else option,
+        help=escape(field.description or ""),
+        metavar=None if switch else _metavar(field.annotation),
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=field.default if switch or field.default is None else written(field.default) or None,
+        annotation=Annotated[bool if switch else str | None, info],
+    )
+
+
+def _metavar(annotation: Any) -> str:
+    kinds = {annotation, *get_args(annotation)}
+    return "|".join(get_literal(annotation)) or ("DIR" if Path in kinds else "INTEGER" if int in kinds else "TEXT")
+
+
+def get_literal(annotation: Any) -> tuple[str, ...]:
+    """What a setting can be, where that is a choice."""
+    return get_args(annotation) if get_origin(annotation) is Literal else ()

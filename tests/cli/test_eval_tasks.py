@@ -1,0 +1,260 @@
+"""A task is a class and an entry in `TASKS`: its command, and all else, follow from its fields."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import pytest
+from pydantic import Field
+from typer.testing import CliRunner
+
+from ropewalk.cli import app
+from ropewalk.cli.eval import tasks as commands
+from ropewalk.eval.subjects import Prompt
+from ropewalk.eval.tasks import TASKS
+from ropewalk.eval.tasks.base import Example, Generation, Lengths, Metric, Outcome, PreparedTask, written
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+MADE_UP = ["leval", "longbench", "short"]  # read files, which `data_dir` writes
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["eval", *map(str, arguments)])
+
+
+def settings_of(folder):
+    return json.loads((folder / "config.json").read_text())["settings"]
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+class Echo(PreparedTask):
+    """Whether a word is given back.
+
+    Nobody's paper has this.
+    """
+
+    name = "echo"
+    metrics: ClassVar = {"same": Metric("same word")}
+
+    lengths: Lengths = Field((1024, 2000), description="Of [words], comma-separated.")
+    case: Literal["lower", "upper"] = Field("lower", description="Of the word.")
+    polite: bool = Field(True, description="Ask nicely.")
+    most: int | None = Field(None, ge=2, description="Words; all if not given.")
+    seed: int = 0
+
+    def examples(self):
+        return [Example(f"{length}-{self.case}", length, {"length": length}) for length in self.lengths]
+
+    def prepare(self, example, subject):
+        word = getattr("Word", self.case)()
+        ids = subject.encode(f"{'Please say' if self.polite else 'Say'} {word}")
+        return Generation(
+            Prompt(ids, 4), lambda answer: Outcome(len(ids), {"same": float(answer == word)}, word, answer)
+        )
+
+
+@pytest.fixture
+def echo(monkeypatch):
+    monkeypatch.setitem(TASKS, "echo", Echo)
+
+
+def test_a_task_is_a_class_and_an_entry(echo, tmp_path):
+    assert "Whether a word is given back." in run("--help").stdout
+    shown = " ".join(run("echo", "--help").stdout.replace("│", " ").split())
+    for part in (
+        "Nobody's paper has this.",
+        "--lengths TEXT Of [words], comma-separated. [default: 1024,2000]",
+        "--case lower|upper Of the word. [default: lower]",
+        "--polite --no-polite",
+        "--most INTEGER Words; all if not given. --",
+        "--limit",
+    ):
+        assert part in shown
+    result = run("echo", "--model", "dummy", "--lengths", "1k,16", "--no-polite", "--seed", "3", "-o", tmp_path)
+    assert result.exit_code == 0, result.output
+    given = {"lengths": [1024, 16], "case": "lower", "polite": False, "most": None, "seed": 3}
+    assert settings_of(tmp_path) == given
+    assert [(row["target"], row["prompt_tokens"]) for row in rows_of(tmp_path)] == [("word", 2)] * 4
+    page = tmp_path / "page.html"
+    assert CliRunner().invoke(app, ["report", str(tmp_path), "-o", str(page)]).exit_code == 0
+    assert "Same word" in page.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_options_say_the_defaults(name):
+    """What the help shows, given as it is, changes nothing."""
+    kind = TASKS[name]
+    shown = {one: field.default for one, field in kind.model_fields.items() if field.default not in (None, ())}
+    given = {one: default if isinstance(default, bool) else written(default) for one, default in shown.items()}
+    assert commands.task_of(kind, given) == kind()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_and_every_option_is_explained(name):
+    assert TASKS[name].about()
+    assert all(field.description for one, field in TASKS[name].model_fields.items() if one != "seed")
+
+
+COMMANDS = [
+    shlex.split(line)[1:]
+    for line in (RESULTS / "commands.sh").read_text().replace("\\\n", " ").splitlines()
+    if line.startswith("ropewalk eval ")
+]
+
+
+def test_published_commands_mean_what_was_run(monkeypatch):
+    made = []
+    monkeypatch.setattr(commands, "evaluate", lambda task, run: made.append(task))
+    for command in COMMANDS:
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        task, written = made[-1], settings_of(RESULTS.parents[1] / command[command.index("--output") + 1])
+        asked = task.model_dump(mode="json", exclude={"data_dir"})
+        assert asked == {name: written[name] for name in asked}
+    assert len(made) == len(COMMANDS) > 10
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    """A few examples of each task, in files as the real ones."""
+
+    def write(name, *lines):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+    questions = ["Question 1. Which?", "Question 2. What?"]
+    write("leval/closed/coursera.jsonl", {"input": "long " * 900, "instructions": questions, "outputs": ["B", "BC"]})
+    for task, answer, classes in (("passage_count", "12345", None), ("trec", "Food", ["Food", "City"])):
+        one = {"context": "a word " * 400, "input": "Which?", "answers": [answer], "all_classes": classes}
+        write(f"longbench/full/{task}.jsonl", one, one)
+    write("short/gsm8k/test.jsonl", *({"question": f"{i} + 1?", "answer": f"So.\n#### {i + 1}"} for i in range(7)))
+    return tmp_path / "data"
+
+
+SMALL = {
+    "passkey": "--lengths 200,1k --depths 3 --samples 2",
+    "passkey-length": "--length 600 --digits 5,36 --samples 6",
+    "perplexity": "--text alice --lengths 1k,4k",
+    "needle": "--text alice --lengths 200,1k --depths 3 --samples 2",
+    "leval": "--tasks coursera --mode options --length 300",
+    "longbench": "--tasks passage_count,trec --length 200",
+    "short": "--tasks gsm8k --limit 3",
+}
+# Another number of examples, or a word of the error: as another run is refused.
+OTHER = {
+    "passkey": "--digits 8",
+    "passkey-length": "--digits 6",
+    "perplexity": "--mode positions",
+    "needle": "--no-chat",
+    "leval": "--mode generate",
+    "longbench": "--no-chat",
+    "short": "--questions 5",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "examples", "scores"),
+    [
+        ("passkey", 24, [{"exact_match": 0}]),
+        ("passkey-length", 24, [{"exact_match": 0}]),
+        ("perplexity", 4, [{"nll": 4096, "tokens": 4096, "perplexity": pytest.approx(2.71828, rel=1e-4)}]),
+        ("needle", 24, [{"recall": 0, "exact_match": 0}]),
+        ("leval", 2, [{"accuracy": 0.25, "probability": 0.25}]),
+        ("longbench", 8, [{"score": 0}, {"score": 1}]),
+        ("short", 6, [{"exact_match,strict-match": 0, "exact_match,flexible-extract": 0}]),
+    ],
+)
+def test_a_run_and_the_same_again(name, examples, scores, data_dir, tmp_path):
+    if name == "short":
+        pytest.importorskip("lm_eval")
+    out = tmp_path / "out"
+    arguments = [name, "--model", "dummy", *SMALL[name].split(), "-o", out]
+    arguments += ["--data-dir", data_dir] if name in MADE_UP else []
+    first = run(*arguments)
+    assert first.exit_code == 0, first.output
+    assert first.stdout == f"{examples} examples done: {out}\n"
+    assert first.stderr.count("note: ") == (name in ("leval", "short"))
+    rows = rows_of(out)
+    assert all(row["prompt_tokens"] for row in rows)
+    assert all(any(row["scores"] == one for one in scores) for row in rows)
+    assert run(*arguments).stdout.startswith(f"{examples} were there already, 0 examples done")
+    assert "was started with settings" in run(*arguments, *OTHER[name].split()).stderr
+    if name in MADE_UP:
+        files = list(data_dir.glob(f"{name}/*/*.jsonl"))
+        for path in files:
+            path.write_text(path.read_text() + path.read_text())
+        assert "was started with settings" in run(*arguments).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        # Of each kind of setting one that it cannot be.
+        ("passkey --lengths 4k,many", "--lengths must be whole numbers such as 4096 or 16k, got 'many'"),
+        ("passkey --lengths 0", "--lengths must be whole numbers such as 4096 or 16k, got '0'"),
+        ("passkey --depths 0.5,1.5", "--depths must be numbers from 0 to 1, or how many there are, got '0.5,1.5'"),
+        ("passkey --samples 0", "--samples: Input should be greater than or equal to 1, got '0'"),
+        ("passkey --samples ten", "--samples: Input should be a valid integer"),
+        ("passkey-length --length 1k,2k", "--length must be whole numbers such as 4096 or 16k, got '1k,2k'"),
+        ("perplexity --mode slidin", "--mode must be one of sliding, positions, got 'slidin'. Did you mean 'sliding'?"),
+        ("perplexity --lengths 200", "--lengths must be longer than the stride of 256 tokens, got 200"),
+        ("perplexity --stride 100000", "--lengths must be longer than the stride of 100000 tokens, got 4096"),
+        (
+            "leval --tasks gsm",
+            "--tasks must be one of coursera, gsm100, quality, tpo, sci_fi, codeU, got 'gsm'. Did you",
+        ),
+        ("leval --tasks gsm100 --mode options", "--tasks must have options to choose from, as the mode asks for, got"),
+        ("longbench --length 1", "--length: Input should be greater than or equal to 2, got 1"),
+        ("short --tasks gsm8k,helaswag", "gsm8k, got 'helaswag'. Did you mean 'hellaswag'?"),
+        # Data.
+        ("needle --text esays", "no text is called 'esays'. Did you mean 'essays'?"),
+        ("needle --data-dir nowhere", "nowhere holds no essays: --data-dir must hold needle/PaulGrahamEssays/*.txt"),
+        (
+            "leval --data-dir nowhere",
+            "cannot read nowhere/leval/closed/coursera.jsonl (No such file or directory): --da",
+        ),
+        (
+            "longbench --subset mini --data-dir nowhere",
+            "--data-dir must hold longbench/minilongbench/narrativeqa.jsonl",
+        ),
+        ("short --data-dir nowhere", "cannot read nowhere/short/arc/ARC-Challenge-Test.jsonl"),
+        ("short --method selfexend --data-dir nowhere", "Did you mean 'selfextend'?"),
+        # No task.
+        ("passky", "No such command 'passky'."),
+    ],
+)
+def test_bad_input_is_told_before_a_model_is_loaded(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setattr("ropewalk.cli.model_options.load_model", None)
+    result = run(*arguments.split(), "-o", tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_lm_eval(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "ropewalk.eval.tasks.short.harness", raising=False)
+    monkeypatch.delattr("ropewalk.eval.tasks.short.harness", raising=False)
+    result = run("short", "--model", "dummy", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: the short tasks are lm-eval's, and lm_eval is not installed: run 'pip install \"ropewalk[lm-eval]\"'\n"
+    )
+
+
+def test_without_what_tasks_need(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ropewalk.eval.tasks", None)
+    assert CliRunner().invoke(app, ["--help"]).exit_code == 0
+    result = run("passkey")
+    assert result.exit_code == 2
+    assert result.stderr.endswith("is not installed: run 'pip install \"ropewalk[eval]\"'\n")
