@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from ropewalk.eval.infinite import Infinite, blocks, continued
 from ropewalk.eval.methods import Method
 from ropewalk.eval.subjects import Model, Passage, Prompt
 from ropewalk.integrations.transformers.models import LoadedModel, Source
+from ropewalk.maps import Infinite
 from ropewalk.testing import tiny_model
 from ropewalk.testing.saved import tiny_tokenizer
 
@@ -66,46 +66,6 @@ def test_answers(model, tokens, new_tokens):
     with under(model) as subject:
         answer = subject.answers([Prompt(ids, new_tokens)])[0]
     assert answer == decoded(written_by_definition(model, ids, new_tokens))
-
-
-def test_a_block_that_holds_the_text_is_the_unmodified_model(model):
-    ids = text(30)
-    plain = Model(LoadedModel(Source("tiny", ""), model, tiny_tokenizer()), 64, "", chunk=5)
-    with under(model, 36) as subject:
-        assert subject.log_likelihoods([Passage(ids, 3)]) == plain.log_likelihoods([Passage(ids, 3)])
-        assert subject.answers([Prompt(ids, 6)]) == plain.answers([Prompt(ids, 6)])
-
-
-def test_blocks():
-    ids = list(range(10))
-    assert blocks(ids, 1, 4) == [([0, 1, 2, 3, 4], 1), ([4, 5, 6, 7, 8], 1), ([8, 9], 1)]
-    assert blocks(ids, 4, 4) == [([0, 1, 2, 3, 4], 4), ([4, 5, 6, 7, 8], 1), ([8, 9], 1)]
-    assert blocks(ids, 5, 4) == [([4, 5, 6, 7, 8], 1), ([8, 9], 1)]
-    assert blocks(ids[:9], 6, 4) == [([4, 5, 6, 7, 8], 2)]
-    assert blocks(ids, 7, 1) == [([6, 7], 1), ([7, 8], 1), ([8, 9], 1)]
-
-
-def test_where_a_text_goes_on():
-    asked = []
-
-    def generate(tokens, at_most):
-        asked.append((list(tokens), at_most))
-        return [90 + i for i in range(at_most)], False
-
-    assert continued([1, 2, 3], 8, 4, generate) == [90, 91, 90, 91, 92, 93, 90, 91]
-    assert asked == [([1, 2, 3], 2), ([91], 4), ([93], 2)]
-
-
-def test_a_text_ends_where_the_model_ends_it():
-    asked = []
-
-    def generate(tokens, at_most):
-        asked.append(at_most)
-        return [0] * at_most, len(asked) == 2
-
-    # The second block ends with the end of the text: just as many tokens as were asked for.
-    assert continued([1, 2, 3], 100, 4, generate) == [0] * 6
-    assert asked == [2, 4]
 
 
 @pytest.mark.parametrize("place", [0, 1, 5])

@@ -1,13 +1,12 @@
 import pytest
 import torch
 
-from ropewalk.eval.infinite import Infinite
-from ropewalk.eval.methods import Method, parse, parse_all
+from ropewalk.eval.methods import parse, parse_all
 from ropewalk.eval.scalings import NTK, DynamicNTK, Linear, YaRN
 from ropewalk.eval.subjects import Model
 from ropewalk.integrations.transformers import scoring
 from ropewalk.integrations.transformers.models import LoadedModel, Source
-from ropewalk.maps import MAPS, SELF, LeakyReRoPE, SelfExtend
+from ropewalk.maps import MAPS, SELF, Infinite, LeakyReRoPE, SelfExtend
 from ropewalk.maps.sliding_window import SlidingWindow
 from ropewalk.testing import tiny_model
 
@@ -58,7 +57,7 @@ def test_a_name_says_all(text, change):
         ("ntk(factor=1e999)", "got inf"),
         ("dynamic-ntk(factor=True)", "got True"),
         ("linear(factors=2)", "factors"),
-        ("infinite(window=0)", "window of infinite must be a whole number of 1 or more, got 0"),
+        ("infinite(window=0)", "window must be 1 or more, got 0"),
         ("infinite(window=2.5)", "got 2.5"),
         ("sliding-window(window=0)", "window must be 1 or more, got 0"),
         ("dynamicntk", "Did you mean 'dynamic-ntk'"),
@@ -144,11 +143,6 @@ def test_a_sliding_window_is_that_of_transformers():
         torch.testing.assert_close(model(ids).logits, expected(ids).logits, rtol=0, atol=2e-4)
         scores = log_likelihoods(model, ids, 1, 16)
         torch.testing.assert_close(scores, log_likelihoods(expected, ids, 1, 16), rtol=0, atol=2e-4)
-
-
-def test_infinite_is_no_change_of_a_model():
-    with pytest.raises(ValueError, match=r"infinite\(window=8\) changes what a model is asked"):
-        Method("infinite(window=8)", Infinite(8)).enter(tiny_model("llama"), 64)
 
 
 def test_no_attention_that_plans_every_length_anew():

@@ -22,7 +22,6 @@ from difflib import get_close_matches
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from ropewalk.eval.infinite import Infinite
 from ropewalk.eval.scalings import SCALINGS, RopeScaling
 from ropewalk.maps import MAPS, PositionMap
 
@@ -31,12 +30,11 @@ if TYPE_CHECKING:
 
 UNMODIFIED = "unmodified"
 
-# What a method does to a model, or to what it is asked.
-Change = PositionMap | RopeScaling | Infinite
+# What a method does to a model.
+Change = PositionMap | RopeScaling
 
-_OTHERS: tuple[type[Change], ...] = (*SCALINGS, Infinite)
 # Not copied out of `MAPS`: packages that bring a map are asked for it when it is named.
-CHANGES: Mapping[str, type[Change]] = ChainMap({kind.name: kind for kind in _OTHERS}, MAPS)  # type: ignore[arg-type]
+CHANGES: Mapping[str, type[Change]] = ChainMap({kind.name: kind for kind in SCALINGS}, MAPS)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,6 @@ class Method:
 
         Raises:
             UnsupportedModelError: the method does not take the model.
-            ValueError: the method changes what a model is asked, not the model: see `Subject.under`.
         """
         if self.change is None:
             return nullcontext()
@@ -64,11 +61,9 @@ class Method:
             from ropewalk.integrations.transformers.extend import extend
 
             return extend(model, self.change, trained_window=trained_window)
-        if isinstance(self.change, RopeScaling):
-            from ropewalk.integrations.transformers.rope_scaling import scaled
+        from ropewalk.integrations.transformers.rope_scaling import scaled
 
-            return scaled(model, self.change.name, self.change.factor, trained_window)
-        raise ValueError(f"{self.name} changes what a model is asked, not the model: it cannot be run here")
+        return scaled(model, self.change.name, self.change.factor, trained_window)
 
 
 def parse(text: str, longest: int, trained_window: int) -> Method:

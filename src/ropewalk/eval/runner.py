@@ -79,11 +79,8 @@ def run(
 
     Raises:
         UnsupportedModelError: a method does not take the model.
-        ValueError: the task does not take a method.
         OSError: a row cannot be written; those before it are.
     """
-    for method in methods:
-        task.check(method)
     wanted = spread(list(task.examples()), results.limit)
     examples = results.share.of(sorted(wanted, key=lambda example: example.tokens))
     pending = {

@@ -5,13 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-
-from ropewalk.eval import infinite
-from ropewalk.eval.infinite import Infinite
 
 if TYPE_CHECKING:
     from ropewalk.eval.methods import Method
@@ -85,10 +82,6 @@ class Model:
     @contextmanager
     def under(self, method: Method) -> Iterator[Model]:
         """Whom to ask for the model run in that way, until the context ends."""
-        if isinstance(method.change, Infinite):
-            shared = {one.name: getattr(self, one.name) for one in fields(Model)}
-            yield InBlocks(**shared, window=method.change.window)
-            return
         with _without_plans(), method.enter(self.loaded.model, self.trained_window):
             yield self
 
@@ -139,34 +132,6 @@ class Model:
             chunk=self.chunk,
             stop=prompts[0].stop,
         )
-
-
-@dataclass(frozen=True)
-class InBlocks(Model):
-    """A transformers model that reads every text block by block, each as a text of its own; see `infinite`.
-
-    Args:
-        window: tokens of a block.
-    """
-
-    window: int = field(kw_only=True)
-
-    def answers(self, prompts: Sequence[Prompt]) -> list[str]:
-        return [self._answer(prompt) for prompt in prompts]
-
-    def _answer(self, prompt: Prompt) -> str:
-        def generate(tokens: Sequence[int], at_most: int) -> tuple[Sequence[int], bool]:
-            [answer] = self._generate([Prompt(tokens, at_most, prompt.stop)])
-            return answer.token_ids, answer.ended
-
-        # `stop` may lie across two blocks.
-        text = self.decode(infinite.continued(prompt.token_ids, prompt.new_tokens, self.window, generate))
-        return text if prompt.stop is None else text.partition(prompt.stop)[0]
-
-    def log_likelihoods(self, passages: Sequence[Passage]) -> list[list[float]]:
-        blocks = [infinite.blocks(one.token_ids, one.first, self.window) for one in passages]
-        scores = iter(super().log_likelihoods([Passage(*block) for one in blocks for block in one]))
-        return [[score for _ in one for score in next(scores)] for one in blocks]
 
 
 @dataclass(frozen=True)

@@ -259,13 +259,6 @@ def test_questions_that_fail_are_recorded(data, tmp_path, monkeypatch):
     assert ask(tmp_path, one, Dummy())[0].done == 1
 
 
-def test_infinite_is_refused_before_anything_is_asked(data, tmp_path):
-    methods = PLAIN, parse("infinite(window=64)", 1, 2048)
-    with pytest.raises(ValueError, match=r"^infinite\(window=64\) reads texts block by block, .* leave it out$"):
-        ask(tmp_path, task(data, "gsm8k"), Dummy(), methods)
-    assert not (tmp_path / "results.jsonl").exists()
-
-
 def test_a_report_shows_all_scores_by_task(data, tmp_path):
     ask(tmp_path, task(data, "arc_challenge", "gsm8k", questions=2), Dummy())
     (section,) = report.build([report.read(tmp_path)]).sections

@@ -10,15 +10,12 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from ropewalk.eval.subjects import Passage, Prompt, Subject, batches
-
-if TYPE_CHECKING:
-    from ropewalk.eval.methods import Method
 
 # Kind of an error of ours, which says what a setting must be and what it is.
 OURS = "setting"
@@ -264,9 +261,6 @@ class Task(BaseModel, ABC):
     @abstractmethod
     def examples(self) -> Iterable[Example]:
         """All examples, in the order of their definition."""
-
-    def check(self, method: Method) -> None:
-        """Raises ValueError: the examples cannot be asked under this method. By default, every one will do."""
 
     def batches(self, examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
         """Those that are asked together: by default so many."""

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, field_validator
 
 from ropewalk.eval.data_files import DataError
-from ropewalk.eval.infinite import Infinite
-from ropewalk.eval.methods import Method
 from ropewalk.eval.subjects import Subject, batches
 from ropewalk.eval.tasks.base import Example, Metric, Names, Outcome, Task, each_once, folder_of_data
 from ropewalk.eval.tasks.short.benchmarks import BENCHMARKS
@@ -90,10 +88,6 @@ class Short(Task):
             for number in range(task.asked):
                 # All as if of one length: those of a task are asked together.
                 yield Example(f"{task.name}-{number}", 0, cell, (task, number))
-
-    def check(self, method: Method) -> None:
-        if isinstance(method.change, Infinite):
-            raise ValueError(f"{method.name} reads texts block by block, which lm-eval's tasks do not: leave it out")
 
     def batches(self, examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
         """Those of a task: lm-eval itself makes batches of them."""
