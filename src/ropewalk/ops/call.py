@@ -162,9 +162,10 @@ def check(call: Call) -> None:
     """
     problem = _shape_problem(call) or _number_problem(call) or _layout_problem(call)
     # Asked only where there is something to look at: a decode step has microseconds to spare.
-    if problem is None and not (call.sinks is call.slopes is call.head_maps is None):
+    if problem is None and (call.sinks is not None or call.slopes is not None or call.head_maps is not None):
         problem = _head_problem(call)
-    if problem is None and not (call.positions is call.pages is call.key_scale is call.value_scale is None):
+    scaled = call.key_scale is not None or call.value_scale is not None
+    if problem is None and (scaled or call.positions is not None or call.pages is not None):
         problem = _extra_problem(call)
     if problem is None and call.far_keys is not None:
         problem = _far_problem(call)
