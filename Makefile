@@ -23,7 +23,7 @@ demo: $(VENV)/.package $(VENV)/.weights  ## set up and run the demo on a real mo
 	$(BIN)/ropewalk demo $(ARGS)
 
 test: $(VENV)/.dev  ## set up and run the tests that need neither weights nor a GPU
-	$(BIN)/pytest -m "not slow and not gpu and not docs" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m "not slow and not gpu and not docs" $(ARGS)
 
 test-real: $(VENV)/.dev $(VENV)/.weights  ## tests on the real model (slow)
 	$(BIN)/pytest -m "slow and not gpu" --timeout=3600 $(ARGS)
