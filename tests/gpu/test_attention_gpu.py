@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -132,6 +134,38 @@ def test_a_cuda_graph_holds_a_decode_step(masked):
             one = (q[row : row + 1], k[row : row + 1, :, begin:end], v[row : row + 1, :, begin:end])
             alone = attention(*one, position_map, rotary, query_scaling=scaling, impl="reference")
             torch.testing.assert_close(captured[row : row + 1], alone, rtol=0, atol=5e-2)
+
+
+@pytest.mark.parametrize("queries", [1, 300])
+@pytest.mark.parametrize("position_map", [SelfExtend(8, 64), SELF(9, 0.05, 100, "distance")], ids=str)
+def test_a_graph_keeps_its_tables_and_only_its_own(position_map, queries):
+    q, k, v = _tensors(1, 4, 2, queries, 1000, 64, torch.bfloat16)
+    rotary = _rotary(64)
+    attention(q, k, v, position_map, rotary)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = attention(q, k, v, position_map, rotary)
+    expected = attention(q, k, v, position_map, rotary)
+    tables = [weakref.ref(x) for x in (*rotary.tables._kept.values(), *rotary.tables._angles.values())]
+    owner = weakref.ref(rotary)
+    del rotary
+    gc.collect()
+    assert owner() is None
+    # What was let go of would be overwritten.
+    filler = [torch.full((1 << 20,), torch.nan, device="cuda") for _ in range(64)]
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(captured, expected)
+    del filler, graph, captured
+    gc.collect()
+    torch.cuda.synchronize()
+    # The next graph that is captured looks at which are gone.
+    other, rotary = torch.cuda.CUDAGraph(), _rotary(64)
+    attention(q, k, v, SelfExtend(2, 64), rotary)
+    with torch.cuda.graph(other):
+        attention(q, k, v, SelfExtend(2, 64), rotary)
+    gc.collect()
+    assert all(table() is None for table in tables)
 
 
 def test_a_decode_step_does_not_wait_for_the_device():

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ropewalk.maps import Band, PositionMap
 from ropewalk.maps.positions import TRUE_POSITIONS, PositionFunction
+from ropewalk.ops import graphs
 
 # Position functions whose angles are kept; SelfExtend needs two, maps with a band a group size need many more.
 _ANGLES_KEPT = 8
@@ -24,7 +25,10 @@ T = TypeVar("T")
 
 
 class Tables:
-    """What is computed once for a rotary embedding and kept as long as it. May be used by several threads."""
+    """What is computed once for a rotary embedding and kept as long as it, or as a CUDA graph that was captured with it.
+
+    May be used by several threads.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -39,6 +43,8 @@ class Tables:
                 found = self._kept.get(key)
                 if found is None:
                     found = self._kept[key] = make(key, *arguments)
+        if graphs.is_capturing():
+            graphs.tie(found)
         return found
 
     def angles(self, key: Hashable, tokens: int, make: Callable[[int, int], Tensor]) -> Tensor:
@@ -54,7 +60,9 @@ class Tables:
             self._angles[key] = kept
             while len(self._angles) > _ANGLES_KEPT:
                 self._angles.popitem(last=False)
-            return kept
+        if graphs.is_capturing():
+            graphs.tie(kept)
+        return kept
 
 
 @dataclass(frozen=True, eq=False)
