@@ -1,8 +1,8 @@
 """CUDA graphs that keep alive what they point to, and nothing longer.
 
 A graph holds addresses, not tensors. CUDA lets an object be tied to a graph and says when the graph, and whatever was
-instantiated from it, is gone; torch has no call for that. The word comes on a thread of the driver, where Python must not
-run: it is a semaphore that is posted, and looked at the next time that something is tied.
+instantiated from it, is gone; torch has no call for that. The word comes on a thread of the driver, where Python must
+not run: it is a semaphore that is posted, and looked at the next time that something is tied.
 """
 
 from __future__ import annotations

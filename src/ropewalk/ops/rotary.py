@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Tables:
-    """What is computed once for a rotary embedding and kept as long as it, or as a CUDA graph that was captured with it.
+    """What is computed once for a rotary embedding, and kept as long as it or a CUDA graph that was captured with it.
 
     May be used by several threads.
     """
