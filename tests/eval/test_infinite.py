@@ -6,7 +6,8 @@ import torch
 from ropewalk.eval.infinite import Infinite, blocks, continued
 from ropewalk.eval.methods import Method
 from ropewalk.eval.subjects import Model, Passage, Prompt
-from ropewalk.integrations.transformers.models import LoadedModel, Source
+from ropewalk.integrations.transformers.models import LoadedModel
+from ropewalk.integrations.transformers.sources import Source
 from ropewalk.testing import tiny_model
 from ropewalk.testing.saved import tiny_tokenizer
 

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 from ropewalk.eval.subjects import Dummy, Model
 from ropewalk.eval.tasks.perplexity import Perplexity, PerplexitySettings, all_windows, some_windows
 from ropewalk.eval.texts import TextsError
-from ropewalk.integrations.transformers.models import LoadedModel, Source
+from ropewalk.integrations.transformers.models import LoadedModel
+from ropewalk.integrations.transformers.sources import Source
 from ropewalk.testing import tiny_model
 
 WORDS = 500

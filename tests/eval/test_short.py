@@ -22,7 +22,7 @@ from ropewalk.eval.subjects import Dummy, Model
 from ropewalk.eval.tasks.short import BENCHMARKS, DataError, Short, ShortSettings, harness
 from ropewalk.eval.tasks.short.files import arc_challenge, hellaswag, mmlu, truthfulqa_mc2
 from ropewalk.eval.tasks.short.harness import load
-from ropewalk.integrations.transformers import models
+from ropewalk.integrations.transformers import models, sources
 from ropewalk.testing.saved import save_tiny_model, tiny_tokenizer
 
 SUBJECTS = sorted(
@@ -77,7 +77,7 @@ def tiny(tmp_path_factory):
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = "<unk>"  # number 1
     tokenizer.save_pretrained(folder)
-    return Model(models.load(models.find(str(folder)), dtype="float32", device="cpu"), 2048, "hash")
+    return Model(models.load(sources.find(str(folder)), dtype="float32", device="cpu"), 2048, "hash")
 
 
 def task(data, *names, **settings):

@@ -31,7 +31,7 @@ from ropewalk.cli.model_options import (
     VerboseOption,
 )
 from ropewalk.cli.progress import duration
-from ropewalk.integrations.transformers.models import versions
+from ropewalk.integrations.transformers.versions import versions
 
 if TYPE_CHECKING:
     from ropewalk.eval.demo import Clock, Part, Reply, Result, Setup, Trial, Variant

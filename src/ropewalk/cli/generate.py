@@ -29,7 +29,9 @@ from ropewalk.cli.model_options import (
     VerboseOption,
 )
 from ropewalk.cli.progress import reading, size
-from ropewalk.integrations.transformers.models import LoadedModel, memory, peak_memory, versions
+from ropewalk.integrations.transformers.memory import memory, peak_memory
+from ropewalk.integrations.transformers.models import LoadedModel
+from ropewalk.integrations.transformers.versions import versions
 
 if TYPE_CHECKING:
     from ropewalk import Extension

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from ropewalk.cli.errors import UserError, did_you_mean
-from ropewalk.integrations.transformers.models import Device, Dtype, LoadedModel, ModelError, Source, find, load, quiet
+from ropewalk.integrations.transformers.models import Device, Dtype, LoadedModel, load
+from ropewalk.integrations.transformers.quiet import quiet
+from ropewalk.integrations.transformers.sources import ModelError, Source, find
 from ropewalk.maps.query_scaling import QueryScalingKind
 
 if TYPE_CHECKING:

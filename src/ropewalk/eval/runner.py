@@ -62,7 +62,7 @@ def config_of(
 
 def facts_of(subject: Subject, seed: int) -> Facts:
     """Of this process."""
-    from ropewalk.integrations.transformers.models import versions
+    from ropewalk.integrations.transformers.versions import versions
 
     return Facts(
         model=subject.name,
