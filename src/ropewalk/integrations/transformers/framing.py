@@ -173,16 +173,17 @@ def encode(
     # and the next begins, some tokenizers would put a space.
     longest_first = sorted(control.texts, key=len, reverse=True)
     pieces = re.split(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})", text)
-    pieces[0], pieces[-1] = frame.head + pieces[0], pieces[-1] + frame.tail
+    pieces[0] = frame.head + pieces[0]
+    pieces[-1] += frame.tail
     ids: list[int] = plainly(pieces[0])
     for number, piece in enumerate(pieces[1:], 1):
         if number % 2:
-            ids += _continued(tokenizer, piece, lambda piece: _as_text(tokenizer, piece, control))
+            ids += _as_text(tokenizer, piece, control, inside=True)
         elif piece:
             ids += _continued(tokenizer, piece, plainly)
     if [id for id in ids if id in control.ids] != allowed:
         # Other characters became a control token, as full-width ones do in some normalisations.
-        ids = [*plainly(frame.head), *_as_text(tokenizer, text, control), *plainly(frame.tail)]
+        ids = [*plainly(frame.head), *_as_text(tokenizer, text, control, inside=bool(frame.head)), *plainly(frame.tail)]
     return [*before, *ids, *after]
 
 
@@ -203,12 +204,23 @@ def _continued(tokenizer: PreTrainedTokenizerBase, piece: str, read: Callable[[s
     return ids[len(newline) :] if ids[: len(newline)] == newline else read(piece)
 
 
-def _as_text(tokenizer: PreTrainedTokenizerBase, text: str, control: ControlTokens) -> list[int]:
-    """Token ids of a text, none of them a control token: read in two pieces wherever one would come out."""
-    try:
-        ids = list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-    except ValueError:  # a tokenizer that has no such option makes no control tokens from text
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def _as_text(tokenizer: PreTrainedTokenizerBase, text: str, control: ControlTokens, inside: bool) -> list[int]:
+    """Token ids of a text, none of them a control token: read in two pieces wherever one would come out.
+
+    Args:
+        tokenizer: the model's.
+        text: one character or more.
+        control: tokens that it must not give.
+        inside: whether something stands before the text.
+    """
+
+    def plainly(piece: str) -> list[int]:
+        try:
+            return list(tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        except ValueError:  # a tokenizer that has no such option makes no control tokens from text
+            return list(tokenizer(piece, add_special_tokens=False)["input_ids"])
+
+    ids = _continued(tokenizer, text, plainly) if inside else plainly(text)
     if not control.arise(text, ids):
         return ids
     if len(text) == 1:
@@ -217,5 +229,5 @@ def _as_text(tokenizer: PreTrainedTokenizerBase, text: str, control: ControlToke
             "text, or allow control tokens"
         )
     # In the middle: a control token that has another one in it is cut too, sooner or later.
-    middle = len(text) // 2
-    return _as_text(tokenizer, text[:middle], control) + _as_text(tokenizer, text[middle:], control)
+    first, second = text[: len(text) // 2], text[len(text) // 2 :]
+    return _as_text(tokenizer, first, control, inside) + _as_text(tokenizer, second, control, inside=True)

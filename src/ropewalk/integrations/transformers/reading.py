@@ -40,8 +40,8 @@ _NEVER_FULL = 1 << 32
 # What a kept file must agree on with the model it is loaded for: the fact, and how it differs.
 _AGREE = {
     "config": "its model has another configuration",
-    "weights": "its model has other weights",
     "dtype": "its model has another dtype ({0}, not {1})",
+    "weights": "its model has other weights",
     "frequencies": "its model rotates by other frequencies",
 }
 
