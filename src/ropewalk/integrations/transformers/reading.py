@@ -12,6 +12,7 @@ Each question is asked of the text alone: the cache goes back to the end of the 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -252,9 +253,15 @@ class Reading:
     def _check(self, state: dict[str, Any]) -> None:
         """The model must be as it was."""
         for fact, value in state.items():
-            if value != self._state[fact]:
-                was, now = (_told(fact, found) for found in (self._state[fact], value))
-                raise ReadingError(f"the text was read with {was}, and the model now has {now}: read the text anew")
+            if value == (before := self._state[fact]):
+                continue
+            if fact == "dtype":
+                how = f"in {before}, and the model now is in {value}"
+            elif fact == "extension":
+                how = f"with {_told(before)}, and the model now has {_told(value)}"
+            else:
+                how = "with other rotary frequencies than the model now has"
+            raise ReadingError(f"the text was read {how}: read it anew")
 
     def _go_back(self, tokens: int) -> None:
         """Leaves so many tokens of the text in the cache, and nothing else."""
@@ -301,9 +308,9 @@ def _length(layer: Any) -> int:
 def _state(model: PreTrainedModel) -> dict[str, Any]:
     """Of a model: what must not change between the text and a question."""
     return {
+        "dtype": str(model.dtype).removeprefix("torch."),
         "extension": fingerprint.of_extension(model),
         "frequencies": fingerprint.of_frequencies(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
     }
 
 
@@ -325,7 +332,7 @@ def _check_facts(file: Kept, now: dict[str, Any]) -> None:
         if file.facts[fact] != now[fact]:
             raise _differs(file, how.format(file.facts[fact], now[fact]))
     if file.facts["extension"] != now["extension"]:
-        was, is_now = _told("extension", file.facts["extension"]), _told("extension", now["extension"])
+        was, is_now = _told(file.facts["extension"]), _told(now["extension"])
         raise _differs(file, f"its text was read with {was}, and the model has {is_now}")
 
 
@@ -333,14 +340,12 @@ def _differs(file: Kept, how: str) -> ReadingError:
     return ReadingError(f"{str(file.path)!r} does not fit: {how}. Read the text anew, into another file")
 
 
-def _told(fact: str, value: Any) -> str:
-    """A fact in words."""
-    if fact != "extension":
-        return f"other {fact}" if fact == "frequencies" else f"{fact} {value}"
-    if value is None:
+def _told(extension: Mapping[str, Any] | None) -> str:
+    """What `fingerprint.of_extension` found, in words."""
+    if extension is None:
         return "no map"
-    scaling = f" and query scaling {value['query_scaling'][0]}" if value["query_scaling"] else ""
-    return f"the map {from_dict(value['map'])} in {len(value['layers'])} layers{scaling}"
+    scaling = f" and query scaling {extension['query_scaling'][0]}" if extension["query_scaling"] else ""
+    return f"the map {from_dict(extension['map'])} in {len(extension['layers'])} layers{scaling}"
 
 
 def _cache(model: PreTrainedModel, layers: list[Any], tensors: dict[str, Tensor]) -> DynamicCache:
