@@ -141,12 +141,18 @@ class Asking:
             print(piece, end="", flush=True)
 
         with ExitStack() as bar:
+            report = bar.enter_context(progress(_console()))
+
+            def on_progress(done: int, total: int) -> None:
+                if total - self.reading.tokens >= _QUESTION:  # others are read in a moment
+                    report(done, total)
+
             try:
                 answer = self.reading.ask(
                     question,
                     max_new_tokens=wanted.max_new_tokens,
                     temperature=wanted.temperature,
-                    on_progress=bar.enter_context(progress(_console(), beginning=self.reading.tokens)),
+                    on_progress=on_progress,
                     on_text=show if stream else None,
                 )
             except (ControlTokenError, LengthError, ReadingError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import warnings
@@ -172,8 +171,8 @@ def running(verbose: bool) -> Iterator[None]:
 
     Characters that the console's encoding lacks are written as escapes, and output that cannot be written is one error.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    if (reconfigure := getattr(sys.stdout, "reconfigure", None)) is not None:
+        reconfigure(errors="backslashreplace")
     try:
         with nullcontext() if verbose else quiet():
             yield

@@ -11,8 +11,6 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 # On a terminal's stderr a bar, elsewhere at most this many lines.
 _LINES = 5
-# Tokens behind a text that was read before: fewer are a question, and read in a moment.
-_SHORT = 512
 
 
 def duration(seconds: float) -> str:
@@ -27,18 +25,12 @@ def size(number: float) -> str:
 
 
 @contextmanager
-def reading(console: Console, label: str = "Reading", beginning: int = 0) -> Iterator[Callable[[int, int], None]]:
-    """Shows a prefill's progress while it runs; gives the function to call with the tokens done and to be done.
-
-    Of those, `beginning` were read before, and the rest may be too few to show.
-    """
+def reading(console: Console, label: str = "Reading") -> Iterator[Callable[[int, int], None]]:
+    """Shows a prefill's progress while it runs; gives the function to call with the tokens done and to be done."""
     from ropewalk.integrations.transformers.generation import PrefillCost
 
     points: list[tuple[int, float]] = []
     began = perf_counter()
-
-    def short(total: int) -> bool:
-        return beginning > 0 and total - beginning < _SHORT
 
     def left(done: int, total: int) -> str:
         if done > 0:
@@ -53,8 +45,6 @@ def reading(console: Console, label: str = "Reading", beginning: int = 0) -> Ite
 
         def report(done: int, total: int) -> None:
             nonlocal printed
-            if short(total):
-                return
             text = left(done, total)
             step = done * _LINES // total if total else 0
             if step > printed:
@@ -74,7 +64,6 @@ def reading(console: Console, label: str = "Reading", beginning: int = 0) -> Ite
         task = progress.add_task(label, total=None, left="", visible=False)
 
         def report_bar(done: int, total: int) -> None:
-            if not short(total):
-                progress.update(task, completed=done, total=total, left=left(done, total), visible=True, refresh=True)
+            progress.update(task, completed=done, total=total, left=left(done, total), visible=True, refresh=True)
 
         yield report_bar
