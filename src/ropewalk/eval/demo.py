@@ -27,7 +27,7 @@ VARIANTS: tuple[Variant, ...] = ("unmodified", "extended")
 
 # How deep the facts are hidden. Near the end the unmodified model has the easiest task, at the beginning the hardest.
 PASSKEY_DEPTHS = (0.05,)
-BOOK_DEPTHS = (0.05, 0.2, 0.9)
+BOOK_DEPTHS = (0.05, 0.2, 0.6, 0.9)
 # The first text is shorter, so that there is something to see early.
 _FIRST = 0.75
 
