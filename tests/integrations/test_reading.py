@@ -13,6 +13,7 @@ from ropewalk.integrations.transformers.kept import Kept, ReadingError, check_pl
 from ropewalk.integrations.transformers.reading import Reading, read
 from ropewalk.integrations.transformers.rope_scaling import fixed_frequencies, scaled
 from ropewalk.testing import TINY_MODELS, tiny_model
+from ropewalk.testing.models import TinyModel
 from ropewalk.testing.saved import tiny_tokenizer
 
 MAP = ropewalk.SelfExtend(group_size=4, window=8)
@@ -320,13 +321,32 @@ def test_where_it_cannot_be_written(model, tokenizer, tmp_path):
     assert Kept.open(path).text == TEXT
 
 
-def test_layers_that_no_file_can_hold(model, tokenizer, tmp_path):
-    from transformers.cache_utils import DynamicLayer
-
-    class Other(DynamicLayer):
-        pass
-
-    reading = read(model, tokenizer, TEXT)
-    reading.cache.layers[1].__class__ = Other
-    with pytest.raises(ReadingError, match="layer 1 keeps a Other, which cannot be kept in a file"):
-        reading.save(tmp_path / "kept")
+def test_other_kinds_of_layers(tokenizer, tmp_path):
+    """Ones that use another layer's keys, and ones that keep a state, into which they write."""
+    sharing = TinyModel(
+        "Gemma3nTextConfig",
+        {
+            "head_dim": 16,
+            "num_hidden_layers": 4,
+            "num_kv_shared_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "sliding_window": 24,
+            "vocab_size_per_layer_input": 96,
+            "hidden_size_per_layer_input": 8,
+            "laurel_rank": 8,
+            "altup_num_inputs": 2,
+            "activation_sparsity_pattern": [0.0] * 4,
+            "intermediate_size": [64] * 4,
+        },
+    ).build(64)
+    reading = read(sharing, tokenizer, TEXT)
+    reading.save(tmp_path / "kept")
+    for one in (reading, Reading.load(tmp_path / "kept", sharing, tokenizer)):
+        for question in QUESTIONS:
+            assert one.ask(question, max_new_tokens=NEW).token_ids == unsplit(reading, question).token_ids
+    options = {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}
+    reading = read(TinyModel("Lfm2Config", options).build(64), tokenizer, TEXT)
+    for question in QUESTIONS:
+        assert reading.ask(question, max_new_tokens=NEW).token_ids == unsplit(reading, question).token_ids
+    with pytest.raises(ReadingError, match="layer 0 keeps a LinearAttentionLayer, which cannot be kept in a file"):
+        reading.save(tmp_path / "other")

@@ -333,10 +333,14 @@ def _announce(
         f"  memory   about {size(weights)} for the weights and {size(cache)} for keys and values",
     ]
     if wanted.keep is not None and not wanted.keep.exists():
+        from transformers import DynamicCache
+
         from ropewalk.integrations.transformers.kept import ReadingError, check_place
+        from ropewalk.integrations.transformers.reading import check_keepable
 
         kept_bytes = memory(loaded.model, read_once)[1]
         try:
+            check_keepable(DynamicCache(config=loaded.model.config))
             check_place(wanted.keep, kept_bytes)
         except ReadingError as error:
             raise UserError(f"--keep: {error}") from error

@@ -102,6 +102,17 @@ def read_document(
     return Reading(model, document, length, chunk, cache, state, perf_counter() - began)
 
 
+def check_keepable(cache: DynamicCache) -> None:
+    """Looks whether a file can hold what such a cache will.
+
+    Raises:
+        ReadingError: it has a layer of a kind that keeps something else than keys and values.
+    """
+    for number, layer in enumerate(cache.layers):
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) and not _is_dummy(layer):
+            raise ReadingError(f"layer {number} keeps a {type(layer).__name__}, which cannot be kept in a file")
+
+
 @dataclass(eq=False)
 class Reading:
     """A text that a model read. See `read`, which makes it.
@@ -193,14 +204,13 @@ class Reading:
         Raises:
             ReadingError: it cannot be written; what was at `path` still is.
         """
+        check_keepable(self.cache)
         tensors: dict[str, Tensor] = {"token_ids": torch.tensor(self.document.token_ids, dtype=torch.int64)}
         self._go_back(self._held)
         if self._held < self.tokens:
             raise ReadingError("a question changed how the end of the text is read: save a reading before asking")
         layers: list[Any] = []
         for number, layer in enumerate(self._layers):
-            if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) and not _is_dummy(layer):
-                raise ReadingError(f"layer {number} keeps a {type(layer).__name__}, which cannot be kept in a file")
             if layer.keys is None:  # its module uses another layer's
                 layers.append(None)
                 continue
