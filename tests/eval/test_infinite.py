@@ -5,7 +5,8 @@ import torch
 
 from ropewalk.eval.methods import Method
 from ropewalk.eval.subjects import Model, Passage, Prompt
-from ropewalk.integrations.transformers.models import LoadedModel, Source
+from ropewalk.integrations.transformers.models import LoadedModel
+from ropewalk.integrations.transformers.sources import Source
 from ropewalk.maps import Infinite
 from ropewalk.testing import tiny_model
 from ropewalk.testing.saved import tiny_tokenizer

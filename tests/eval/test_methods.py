@@ -5,7 +5,8 @@ from ropewalk.eval.methods import parse, parse_all
 from ropewalk.eval.scalings import NTK, DynamicNTK, Linear, YaRN
 from ropewalk.eval.subjects import Model
 from ropewalk.integrations.transformers import scoring
-from ropewalk.integrations.transformers.models import LoadedModel, Source
+from ropewalk.integrations.transformers.models import LoadedModel
+from ropewalk.integrations.transformers.sources import Source
 from ropewalk.maps import MAPS, SELF, Infinite, LeakyReRoPE, SelfExtend
 from ropewalk.maps.sliding_window import SlidingWindow
 from ropewalk.testing import tiny_model

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import ropewalk
-from ropewalk.cli import demo, eval, explain, generate, report
+from ropewalk.cli import chat, demo, eval, explain, generate, report
 from ropewalk.cli.errors import Commands
 
 app = typer.Typer(
@@ -15,6 +15,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.command)
 app.command("generate")(generate.command)
+app.command("chat")(chat.command)
 app.command("explain")(explain.command)
 app.add_typer(eval.app, name="eval")
 app.command("report")(report.command)

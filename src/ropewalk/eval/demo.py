@@ -1,21 +1,24 @@
 """The demo: facts hidden in texts past a model's training window, asked of the model as it is and extended.
 
-No output here: `ropewalk.cli.demo` shows what these functions return.
+Each text is read once by either, and then asked for all that is hidden in it. No output here: `ropewalk.cli.demo` shows
+what these functions return.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Literal
 
+from ropewalk.data import alice
 from ropewalk.eval import haystack
-from ropewalk.eval.haystack import Haystack
+from ropewalk.eval.fitting import most_that_fit
 from ropewalk.integrations.transformers.extend import SlidingWindowChoice, extend
-from ropewalk.integrations.transformers.generation import PrefillCost, generate
 from ropewalk.integrations.transformers.models import LoadedModel
+from ropewalk.integrations.transformers.reading import read
 from ropewalk.maps import PositionMap
 
 Part = Literal["passkey", "book"]
@@ -23,11 +26,15 @@ Variant = Literal["unmodified", "extended"]
 VARIANTS: tuple[Variant, ...] = ("unmodified", "extended")
 
 # How deep the facts are hidden. Near the end the unmodified model has the easiest task, at the beginning the hardest.
-PASSKEY_DEPTHS = (0.1, 0.5, 0.9)
-BOOK_DEPTHS = (0.25,)
+PASSKEY_DEPTHS = (0.05,)
+BOOK_DEPTHS = (0.05, 0.2, 0.6, 0.9)
+# The first text is shorter, so that there is something to see early.
+_FIRST = 0.75
 
-NEW_TOKENS = 12
+NEW_TOKENS = 8
 CHUNK = 2048
+# Units that are counted first, for how many tokens one has.
+_FIRST_GUESS = 32
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,38 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One prompt, for both variants of the model."""
+class Fact:
+    """What is hidden in a text.
+
+    Attributes:
+        needle: the sentence or line.
+        question: what is asked.
+        prompt: what is asked and how the answer begins, which the model goes on from.
+        answer: what should be answered.
+        depth: how far into the text it was asked to be hidden, from 0 (the beginning) to 1 (the end).
+        tokens_back: tokens from the needle to the end of the text.
+    """
+
+    needle: str
+    question: str
+    prompt: str
+    answer: str
+    depth: float
+    tokens_back: int
+
+    def is_right(self, reply: str) -> bool:
+        """Whether a reply gives the answer; see `haystack.gives`."""
+        return haystack.gives(reply, self.answer)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text with facts hidden in it, of so many tokens."""
 
     part: Part
-    haystack: Haystack
+    text: str
+    tokens: int
+    facts: tuple[Fact, ...]
 
 
 @dataclass(frozen=True)
@@ -59,96 +93,66 @@ class Reply:
 
 @dataclass(frozen=True)
 class Result:
-    """A trial and both replies."""
+    """A fact, the text that it was hidden in, and both replies."""
 
-    trial: Trial
+    fact: Fact
+    text: Text
     unmodified: Reply
     extended: Reply
 
 
-@dataclass
-class Clock:
-    """Forecasts of how long each variant takes for a text, by a rehearsal and by the texts read since.
+def texts(loaded: LoadedModel, tokens: int, trained_window: int, seed: int = 0) -> list[Text]:
+    """The texts of both parts; the same seed hides the same.
 
-    Attributes:
-        costs: measured on short texts; the square in them, attention's part, is what makes long ones slow.
-        paces: seconds that the latest text took, by those forecast; at first of neither variant.
-    """
-
-    costs: dict[Variant, PrefillCost]
-    paces: dict[Variant, float] = field(default_factory=dict)
-
-    def add(self, variant: Variant, tokens: int, seconds: float) -> None:
-        """A text of `tokens` tokens took so long."""
-        forecast = self.costs[variant].seconds(tokens)
-        if forecast > 0:
-            self.paces[variant] = seconds / forecast
-
-    def seconds(self, variant: Variant, tokens: int) -> float:
-        """Forecast for a text of `tokens` tokens. Until a variant has read one, the other's pace is the best guess."""
-        pace = self.paces.get(variant, next(iter(self.paces.values()), 1.0))
-        return pace * self.costs[variant].seconds(tokens)
-
-    def trial(self, trial: Trial) -> float:
-        """Forecast for both variants."""
-        return sum(self.seconds(variant, trial.haystack.tokens) for variant in VARIANTS)
-
-
-def trials(loaded: LoadedModel, tokens: int, seed: int = 0) -> list[Trial]:
-    """The prompts of both parts, of at most `tokens` tokens; the same seed gives the same prompts.
+    Args:
+        loaded: whose tokens are counted.
+        tokens: of the second text and a question about it, at most. The first has three quarters of them where that is
+            past the trained window, and as many where it is not.
+        trained_window: of the model.
+        seed: of what is hidden.
 
     Raises:
-        ValueError: `tokens` is too few for the question alone.
+        ValueError: `tokens` is too few for what is hidden and asked.
     """
-
-    def count(text: str) -> int:
-        return len(loaded.tokenizer(text)["input_ids"])
-
-    keys = [haystack.passkey(tokens, depth, count, seed + i) for i, depth in enumerate(PASSKEY_DEPTHS)]
-    sentences = [haystack.book(tokens, depth, count, seed + i) for i, depth in enumerate(BOOK_DEPTHS)]
-    return [Trial("passkey", key) for key in keys] + [Trial("book", sentence) for sentence in sentences]
-
-
-def rehearse(setup: Setup, trial: Trial) -> Clock:
-    """Measures how fast this machine reads, on two beginnings of a prompt, a twelfth and a fifth of it."""
-    ids = _token_ids(setup.loaded, trial)
-    costs: dict[Variant, PrefillCost] = {}
-    for variant in VARIANTS:
-        _ask(setup, variant, ids[:64], 1, None)  # the first pass also sets things up
-        points = []
-        for length in (max(1, len(ids) // 12), max(2, len(ids) // 5)):
-            began = perf_counter()
-            _ask(setup, variant, ids[:length], 1, None)
-            points.append((length, perf_counter() - began))
-        costs[variant] = PrefillCost.fit(points)
-    return Clock(costs)
+    chance = random.Random(seed)
+    first = int(tokens * _FIRST)
+    keys = [_pass_key(chance) for _ in PASSKEY_DEPTHS]
+    facts = [_invented(*fact, chance) for fact in chance.sample(haystack.FACTS, len(BOOK_DEPTHS))]
+    filler, paragraphs = [haystack.FILLER] * tokens, alice().strip().split("\n\n")
+    length = first if first > trained_window else tokens
+    return [
+        _hide("passkey", keys, PASSKEY_DEPTHS, haystack.HEAD, filler, "\n", length, loaded),
+        _hide("book", facts, BOOK_DEPTHS, "", paragraphs, "\n\n", tokens, loaded),
+    ]
 
 
 def run(
     setup: Setup,
-    trial: Trial,
-    clock: Clock,
-    on_progress: Callable[[Variant, int, int], None],
-) -> Result:
-    """Asks both variants of the model the same prompt, greedily; adds their times to the clock."""
-    ids = _token_ids(setup.loaded, trial)
-    replies: dict[Variant, Reply] = {}
-    for variant in VARIANTS:
-        began = perf_counter()
-        text = _ask(
-            setup,
-            variant,
-            ids,
-            NEW_TOKENS,
-            lambda done, total, variant=variant: on_progress(variant, done, total),  # type: ignore[misc]
-        )
-        seconds = perf_counter() - began
-        clock.add(variant, len(ids), seconds)
-        replies[variant] = Reply(text, trial.haystack.is_right(text), seconds)
-    return Result(trial, **replies)
+    text: Text,
+    on_progress: Callable[[Variant], Callable[[int, int], None]],
+    on_result: Callable[[Result], None],
+) -> list[Result]:
+    """Has a text read and asked about by both variants of the model, greedily.
+
+    Args:
+        setup: which those are.
+        text: to read.
+        on_progress: gives, for a variant, what to call as it reads; see `generation.prefill`.
+        on_result: called with each pair of replies as soon as there is one.
+    """
+    unmodified = _replies(setup, "unmodified", text, on_progress, lambda reply: None)
+    results: list[Result] = []
+
+    def pair(reply: Reply) -> None:
+        number = len(results)
+        results.append(Result(text.facts[number], text, unmodified[number], reply))
+        on_result(results[-1])
+
+    _replies(setup, "extended", text, on_progress, pair)
+    return results
 
 
-def rights(results: list[Result]) -> dict[Variant, int]:
+def rights(results: Sequence[Result]) -> dict[Variant, int]:
     """How many answers were right."""
     return {
         "unmodified": sum(result.unmodified.right for result in results),
@@ -156,10 +160,10 @@ def rights(results: list[Result]) -> dict[Variant, int]:
     }
 
 
-def verdict(results: list[Result], setup: Setup) -> str:
+def verdict(results: Sequence[Result], setup: Setup) -> str:
     """One plain sentence with the counts, whatever they are."""
     count = rights(results)
-    shortest = min(result.trial.haystack.tokens for result in results)
+    shortest = min(result.text.tokens for result in results)
     where = (
         f"In texts past the {setup.trained_window:,} tokens it was trained on"
         if shortest > setup.trained_window
@@ -171,7 +175,7 @@ def verdict(results: list[Result], setup: Setup) -> str:
     )
 
 
-def to_dict(results: list[Result]) -> list[dict[str, Any]]:
+def to_dict(results: Sequence[Result]) -> list[dict[str, Any]]:
     """The results as plain data."""
 
     def reply(reply: Reply) -> dict[str, Any]:
@@ -179,11 +183,11 @@ def to_dict(results: list[Result]) -> list[dict[str, Any]]:
 
     return [
         {
-            "part": result.trial.part,
-            "depth": result.trial.haystack.depth,
-            "prompt_tokens": result.trial.haystack.tokens,
-            "tokens_back": result.trial.haystack.tokens_back,
-            "target": result.trial.haystack.answer,
+            "part": result.text.part,
+            "text_tokens": result.text.tokens,
+            "depth": result.fact.depth,
+            "tokens_back": result.fact.tokens_back,
+            "target": result.fact.answer,
             "unmodified": reply(result.unmodified),
             "extended": reply(result.extended),
         }
@@ -191,33 +195,85 @@ def to_dict(results: list[Result]) -> list[dict[str, Any]]:
     ]
 
 
-def _ask(
+# What a fact is before it is hidden: needle, question, prompt, answer.
+_Hidden = tuple[str, str, str, str]
+
+
+def _pass_key(chance: random.Random) -> _Hidden:
+    key = str(chance.randrange(10_000, 100_000))
+    question = "What is the pass key?"
+    return f"The pass key is {key}. Remember it. {key} is the pass key.", question, f"{question} The pass key is", key
+
+
+def _invented(needle: str, question: str, beginning: str, answers: Sequence[str], chance: random.Random) -> _Hidden:
+    answer = chance.choice(answers)
+    return needle.format(answer), question, f"Question: {question}\nAnswer: {beginning}", answer
+
+
+def _hide(
+    part: Part,
+    hidden: Sequence[_Hidden],
+    depths: Sequence[float],
+    head: str,
+    units: Sequence[str],
+    separator: str,
+    tokens: int,
+    loaded: LoadedModel,
+) -> Text:
+    """The needles between the units, as many of them as fit with the longest question."""
+
+    def count(text: str) -> int:
+        return len(loaded.tokenizer(text)["input_ids"])
+
+    def written(number: int) -> str:
+        chosen = list(units[:number])
+        for depth, (needle, *_) in sorted(zip(depths, hidden, strict=True), reverse=True):
+            # Later ones first, so that those before them stay where they are.
+            chosen.insert(round(depth * number), needle)
+        return head + separator.join(chosen)
+
+    limit = tokens - max(count(f"\n\n{prompt}") for _, _, prompt, _ in hidden)
+    if (least := count(written(0))) > limit:
+        raise ValueError(
+            f"a text of {tokens} tokens is too short: what is hidden and asked has {least + tokens - limit}"
+        )
+    text = written(most_that_fit(lambda number: count(written(number)), limit, len(units), _FIRST_GUESS, least))
+    total = count(text)
+    facts = [
+        Fact(needle, question, prompt, answer, depth, total - count(text[: text.index(needle)]))
+        for depth, (needle, question, prompt, answer) in zip(depths, hidden, strict=True)
+    ]
+    return Text(part, text, total, tuple(facts))
+
+
+def _replies(
     setup: Setup,
     variant: Variant,
-    token_ids: list[int],
-    new_tokens: int,
-    on_progress: Callable[[int, int], None] | None,
-) -> str:
+    text: Text,
+    on_progress: Callable[[Variant], Callable[[int, int], None]],
+    on_reply: Callable[[Reply], None],
+) -> list[Reply]:
+    """Of one variant to all questions; the time of the first includes the reading."""
+    loaded, replies = setup.loaded, []
     with ExitStack() as stack:
         if variant == "extended":
             stack.enter_context(
                 extend(
-                    setup.loaded.model,
+                    loaded.model,
                     setup.position_map,
                     trained_window=setup.trained_window,
                     sliding_window=setup.sliding_window,
                 )
             )
-        return generate(
-            setup.loaded.model,
-            setup.loaded.tokenizer,
-            token_ids,
-            max_new_tokens=new_tokens,
-            chunk=CHUNK,
-            stop="\n",
-            on_progress=on_progress,
-        ).text
-
-
-def _token_ids(loaded: LoadedModel, trial: Trial) -> list[int]:
-    return list(loaded.tokenizer(trial.haystack.prompt)["input_ids"])
+        began = perf_counter()
+        # As plain text: small models answer in other words under their chat template.
+        reading = read(
+            loaded.model, loaded.tokenizer, text.text, chat=False, chunk=CHUNK, on_progress=on_progress(variant)
+        )
+        for fact in text.facts:
+            answer = reading.ask(fact.prompt, max_new_tokens=NEW_TOKENS, stop="\n").text
+            now = perf_counter()
+            replies.append(Reply(answer, fact.is_right(answer), now - began))
+            began = now
+            on_reply(replies[-1])
+    return replies

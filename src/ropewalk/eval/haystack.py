@@ -24,12 +24,12 @@ _FIRST_GUESS = 32
 
 # Each line of filler is one unit of text, as each paragraph of a book is: the needle has a line of its own. A small
 # model answers a needle that hides inside of a line much worse.
-_HEAD = "A pass key is given somewhere in the text below. Find it and remember it: it is asked at the end.\n\n"
-_FILLER = "The sea is wide. The hill is high. The bread is warm. On we walk, away and home again."
+HEAD = "A pass key is given somewhere in the text below. Find it and remember it: it is asked at the end.\n\n"
+FILLER = "The sea is wide. The hill is high. The bread is warm. On we walk, away and home again."
 
 # What is hidden, what is asked, how the answer begins, and the answers to choose from. None of them is to be guessed
 # (asked for a favourite fruit, a small model rather names a common one), and none is a word of the book.
-_FACTS = (
+FACTS = (
     (
         "The baker of Hollowmere hides his spare key under a {}.",
         "Where does the baker of Hollowmere hide his spare key?",
@@ -80,9 +80,14 @@ class Haystack:
     tokens_back: int
 
     def is_right(self, reply: str) -> bool:
-        """Whether a reply gives the answer: as a word of its own in the first line, whatever its case."""
-        lines = reply.strip().splitlines()
-        return bool(lines) and re.search(rf"\b{re.escape(self.answer)}\b", lines[0], re.IGNORECASE) is not None
+        """Whether a reply gives the answer; see `gives`."""
+        return gives(reply, self.answer)
+
+
+def gives(reply: str, answer: str) -> bool:
+    """Whether a reply gives an answer: as a word of its own in the first line, whatever its case."""
+    lines = reply.strip().splitlines()
+    return bool(lines) and re.search(rf"\b{re.escape(answer)}\b", lines[0], re.IGNORECASE) is not None
 
 
 def passkey(
@@ -91,8 +96,8 @@ def passkey(
     count: TokenCounter,
     seed: int = 0,
     digits: int = 5,
-    head: str = _HEAD,
-    filler: str = _FILLER,
+    head: str = HEAD,
+    filler: str = FILLER,
 ) -> Haystack:
     """A random pass key in lines of filler that repeat; the prompt ends with "The pass key is".
 
@@ -128,7 +133,7 @@ def book(tokens: int, depth: float, count: TokenCounter, seed: int = 0, text: st
         ValueError: `depth` is out of range, or `tokens` is too few for the question alone.
     """
     chance = random.Random(seed)
-    needle, question, beginning, answers = chance.choice(_FACTS)
+    needle, question, beginning, answers = chance.choice(FACTS)
     answer = chance.choice(answers)
     units = (alice() if text is None else text).strip().split("\n\n")
     tail = f"\n\nQuestion: {question}\nAnswer: {beginning}"

@@ -52,7 +52,7 @@ def config_of(
 
 def facts_of(task: Task, subject: Subject, seed: int) -> Facts:
     """Of this process."""
-    from ropewalk.integrations.transformers.models import versions
+    from ropewalk.integrations.transformers.versions import versions
 
     return Facts(
         task=task.name,

@@ -8,7 +8,8 @@ from ropewalk.data import alice
 from ropewalk.eval.data_files import DataError
 from ropewalk.eval.subjects import Dummy, Model
 from ropewalk.eval.tasks.perplexity import Perplexity, all_windows, some_windows
-from ropewalk.integrations.transformers.models import LoadedModel, Source
+from ropewalk.integrations.transformers.models import LoadedModel
+from ropewalk.integrations.transformers.sources import Source
 from ropewalk.testing import tiny_model
 
 WORDS = 500

@@ -11,7 +11,7 @@ from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from ropewalk.integrations.transformers.models import find
+from ropewalk.integrations.transformers.sources import find
 from ropewalk.maps import MAPS, PositionMap, from_dict
 
 if TYPE_CHECKING:

@@ -133,6 +133,7 @@ def generate(
     stop: str | None = None,
     on_progress: OnProgress | None = None,
     on_text: OnText | None = None,
+    cache: Cache | None = None,
 ) -> Answer:
     """Reads a prompt chunk by chunk and writes the answer; in the calling thread, so that Ctrl-C stops it at once.
 
@@ -148,13 +149,16 @@ def generate(
         stop: text that ends the answer, and is not part of it.
         on_progress: see `prefill`.
         on_text: called with each piece of the answer as it comes, whole words at a time; `stop` ends up in no piece.
+        cache: holds the beginning of the prompt already, and in the end all and the answer; by default a new one.
 
     Raises:
         LengthError: the prompt, or later the answer, is past what the map of an extended model reaches (eq. 4).
         ValueError: the prompt is empty, or a number is out of range.
     """
-    answers = _generate(model, tokenizer, [token_ids], max_new_tokens, chunk, stop, temperature, on_progress, on_text)
-    return answers[0]
+    [answer] = _generate(
+        model, tokenizer, [token_ids], max_new_tokens, chunk, stop, temperature, on_progress, on_text, cache
+    )
+    return answer
 
 
 def generate_batch(
@@ -185,6 +189,7 @@ def _generate(
     temperature: float = 0.0,
     on_progress: OnProgress | None = None,
     on_text: OnText | None = None,
+    cache: Cache | None = None,
 ) -> list[Answer]:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
@@ -192,7 +197,7 @@ def _generate(
         raise ValueError(f"temperature must be 0 or more, got {temperature}")
     settings = _generation_config(model, tokenizer, max_new_tokens, temperature)
     input_ids, mask = _padded(prompts, settings.pad_token_id, model.device)
-    cache = DynamicCache(config=model.config)
+    cache = DynamicCache(config=model.config) if cache is None else cache
     longest = input_ids.shape[1]
     criteria = [] if stop is None else [_StopAt(stop, tokenizer, longest)]
     decoder: Any = model  # its `generate` is not typed

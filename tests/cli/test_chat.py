@@ -1,0 +1,114 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from ropewalk.cli import app
+from ropewalk.testing.saved import save_tiny_model
+
+WINDOW = 128
+TEXT = "The sea is wide. The hill is high. The bread is warm. On we walk, away and home again.\n" * 3
+SMALL = ["--max-new-tokens", "8", "--dtype", "float32", "--device", "cpu", "--target-length", "400"]
+QUESTIONS = ("What is wide?", "Why?")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama", trained_window=WINDOW)
+
+
+@pytest.fixture
+def document(tmp_path):
+    path = tmp_path / "document.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def run(command, *arguments, **options):
+    return CliRunner().invoke(app, [command, *map(str, arguments)], **options)
+
+
+def error_of(*arguments, **options):
+    result = run("chat", *arguments, **options)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    return result.stderr.splitlines()[-1]
+
+
+def test_questions_through_a_pipe(model, document):
+    arguments = ["--model", model, "--file", document, *SMALL]
+    prompts = [part for question in QUESTIONS for part in ("--prompt", question)]
+    result = run("chat", *arguments, input=f"\ufeff{QUESTIONS[0]}\r\n\n  \n{QUESTIONS[1]}")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == run("generate", *arguments, *prompts).stdout
+    assert "tokens, read once; questions of your own" in result.stderr
+    assert result.stderr.count("Reading: ") == 1
+
+
+def test_a_question_that_fails_does_not_end_the_others(model, document):
+    result = run("chat", "--model", model, "--file", document, *SMALL, input="Why? " * 900 + "\nWhy?\n")
+    assert result.exit_code == 2
+    assert "error: a text of " in result.stderr
+    answer = run("generate", "--model", model, "--file", document, "--prompt", "Why?", *SMALL).stdout
+    assert result.stdout.endswith(f"\n> Why?\n{answer}")
+
+
+def test_what_was_kept(model, document, tmp_path):
+    keep = ["--model", model, "--keep", tmp_path / "kept", *SMALL]
+    first = run("chat", "--file", document, *keep, input="Why?")
+    again = run("chat", *keep, input="Why?")
+    assert again.exit_code == 0, again.output
+    assert again.stdout == first.stdout
+    assert "Read already: " in again.stderr
+
+
+def test_mistakes(model, document, tmp_path):
+    assert "pass --file, or --keep with a file that is there" in error_of("--model", model, input="Why?")
+    assert "there is nothing to read" in error_of("--keep", tmp_path / "kept")
+    assert "put the text into a file" in error_of("--model", model, "--file", "-", input="Why?")
+    assert "--max-new-tokens must be from 1" in error_of("--file", document, "--max-new-tokens", 0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="terminals")
+def test_at_a_terminal(model, document):
+    """Ctrl-C ends the answer that runs, and at the prompt begins a new line; Ctrl-D ends the chat."""
+    import pty
+
+    arguments = ["chat", "--model", str(model), "--file", str(document), "--dtype", "float32", "--device", "cpu"]
+    arguments += ["--max-new-tokens", "3000", "--map", "rerope", "--window", "8"]
+    main, terminal = pty.openpty()
+    seen = ""
+
+    def read_until(text):
+        nonlocal seen
+        begin = len(seen)
+        while text not in seen[begin:]:
+            seen += os.read(main, 1000).decode(errors="replace")
+
+    with subprocess.Popen(
+        [sys.executable, "-c", "from ropewalk.cli import main; main()", *arguments],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env={**os.environ, "TERM": "dumb"},
+        preexec_fn=lambda: (os.setsid(), signal.signal(signal.SIGINT, signal.SIG_DFL)),
+    ) as process:
+        os.close(terminal)
+        read_until("Ctrl-D the chat.")
+        read_until("> ")
+        for question in ("What is wide?", "Why?"):
+            os.write(main, f"{question}\n".encode())
+            read_until(question)
+            read_until(" ")  # some of the answer
+            process.send_signal(signal.SIGINT)
+            read_until("> ")
+        process.send_signal(signal.SIGINT)
+        read_until("> ")
+        os.write(main, b"\x04")
+        assert process.wait(timeout=60) == 0, seen
+    os.close(main)
+    assert "Traceback" not in seen
+    assert "error" not in seen

@@ -1,0 +1,5 @@
+from ropewalk.integrations.transformers.versions import versions
+
+
+def test_versions():
+    assert set(versions()) == {"ropewalk", "torch", "transformers", "python"}
