@@ -157,7 +157,8 @@ def test_a_command_that_is_not_there_is_found():
 @pytest.mark.slow
 def test_the_readme_begins_with_lines_that_run(tmp_path, monkeypatch, capsys):
     """On the real model, which answers as the README says."""
-    from ropewalk.integrations.transformers.models import embedded, load
+    from ropewalk.integrations.transformers.models import load
+    from ropewalk.integrations.transformers.sources import embedded
 
     loaded = load(embedded())
     loaded.model.save_pretrained(tmp_path / "model")
