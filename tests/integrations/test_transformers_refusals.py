@@ -83,8 +83,8 @@ def test_keys_that_are_not_rotated_as_the_model_says():
 )
 def test_masks_that_add_to_the_causal_one(more):
     model = shared("llama")
-    arguments = {"config": model.config, "inputs_embeds": torch.zeros(1, 20, 64), "attention_mask": None}
     with ropewalk.extend(model, MAP):
+        arguments = {"config": model.config, "inputs_embeds": torch.zeros(1, 20, 64), "attention_mask": None}
         assert create_causal_mask(past_key_values=None, **arguments) is not None
         with pytest.raises(UnsupportedModelError, match="only causal attention"):
             create_causal_mask(past_key_values=None, **arguments, **more)

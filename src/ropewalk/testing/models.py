@@ -56,6 +56,7 @@ class TinyModel:
         options = {**_SIZES, "max_position_embeddings": trained_window, **self.options, **changes}
         config = getattr(transformers, self.config)(**options)
         with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # for what is not filled below
             model: PreTrainedModel = getattr(transformers, self.auto).from_config(config)
         with torch.no_grad():
             for name, parameter in model.named_parameters():

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
 import torch
-from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ropewalk.integrations.transformers import far_keys, functions, models, probe
+from ropewalk.integrations.transformers.changes import Changes, own_configurations
 from ropewalk.integrations.transformers.functions import NAME
+from ropewalk.integrations.transformers.inputs import Inputs
 from ropewalk.integrations.transformers.limits import Limits
 from ropewalk.integrations.transformers.plan import PLAN, LayerPlan
+from ropewalk.integrations.transformers.probe import ProbedLayer, UnsupportedModelError
+from ropewalk.integrations.transformers.watch import Watch, paths
 from ropewalk.maps import Identity, PositionMap, SelfExtend
+from ropewalk.maps.numbers import whole_number
 from ropewalk.maps.query_scaling import QueryScaling, QueryScalingKind
 from ropewalk.maps.sliding_window import SlidingWindow
 from ropewalk.ops import Implementation
@@ -63,10 +68,15 @@ class Extension:
     _limits: Limits = field(repr=False)
     query_scaling: QueryScaling | None = None
     far_keys: str = "recomputed"
-    _undo: list[tuple[Any, str, Any]] = field(default_factory=list, repr=False)
-    _modules: list[nn.Module] = field(default_factory=list, repr=False)
+    _changes: Changes = field(default_factory=Changes, repr=False)
+    _plans: list[LayerPlan] = field(default_factory=list, repr=False)
+    _watch: Watch | None = field(default=None, repr=False)
     _hooks: list[RemovableHandle] = field(default_factory=list, repr=False)
-    _previous_attention: str = field(default="", repr=False)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copy may come to life in another process, whose transformers knows nothing of this one's functions.
+        functions.register_functions()
+        vars(self).update(state)
 
     @property
     def max_length(self) -> int | float:
@@ -81,23 +91,31 @@ class Extension:
     @property
     def active(self) -> bool:
         """Whether the model still computes under this extension."""
+        return self._problem is None
+
+    @property
+    def _attached(self) -> bool:
         return _extension(self.model) is self
+
+    @property
+    def _problem(self) -> str | None:
+        """Why the model no longer computes under this extension."""
+        if not self._attached:
+            return "restored"
+        return None if self._watch is None else self._watch.problem()
 
     def restore(self) -> None:
         """Makes the model exactly what it was. Does nothing the second time."""
-        if not self.active:
-            return
-        probe.set_attention(self.model, self._previous_attention)
-        for owner, attribute, value in reversed(self._undo):
-            setattr(owner, attribute, value)
-        for module in self._modules:
-            plan: LayerPlan = getattr(module, PLAN)
-            if plan.far_keys is not None:
-                plan.far_keys.clear()
-            delattr(module, PLAN)
+        if self._attached:
+            self._detach()
+
+    def _detach(self) -> None:
+        self._changes.undo()
         for hook in self._hooks:
             hook.remove()
-        delattr(self.model, EXTENSION)
+        for plan in self._plans:
+            if plan.far_keys is not None:
+                plan.far_keys.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -113,8 +131,9 @@ class Extension:
         for layer in self.layers:
             if not layer.extended:
                 alone[layer.reason] = alone.get(layer.reason, 0) + 1
+        problem = self._problem
         lines = [
-            f"{type(self.model).__name__} under {self.position_map}",
+            f"{type(self.model).__name__} under {self.position_map}" + (f" (no longer: {problem})" if problem else ""),
             f"  trained window   {self.trained_window} tokens",
             f"  reaches          {self.max_length} tokens (eq. 4), recommended {self.recommended_length} (eq. 5)",
             f"  layers           {len(extended)} of {len(self.layers)} extended",
@@ -130,8 +149,10 @@ class Extension:
 
 
 def _extension(model: PreTrainedModel) -> Extension | None:
-    # On the model itself, so that a copy of an extended model has an extension of its own.
-    return getattr(model, EXTENSION, None)
+    # On the model itself, so that a copy of an extended model has an extension of its own. A shallow copy has its
+    # original's, which is not the copy's to restore.
+    extension: Extension | None = getattr(model, EXTENSION, None)
+    return extension if extension is not None and extension.model is model else None
 
 
 def check_length(model: PreTrainedModel, tokens: int) -> None:
@@ -187,10 +208,15 @@ def extend(
         raise TypeError(f"extend takes a transformers PreTrainedModel, got {type(model).__name__}")
     if (present := _extension(model)) is not None:
         raise ValueError(f"the model is already extended; call ropewalk.restore(model) first\n{present}")
+    _check_free(model)
     if sliding_window not in get_args(SlidingWindowChoice):
         raise ValueError(f"sliding_window must be 'keep' or 'disable', got {sliding_window!r}")
     if impl not in get_args(Implementation):
         raise ValueError(f"impl must be one of {', '.join(get_args(Implementation))}, got {impl!r}")
+    if target_length is not None:
+        target_length = whole_number("target_length", target_length, 1)
+    if trained_window is not None:
+        trained_window = whole_number("trained_window", trained_window, 1)
     probe.check_decoder(model)
     window = trained_window if trained_window is not None else _trained_window(model)
     chosen = _choose_map(position_map, target_length, window)
@@ -201,52 +227,111 @@ def extend(
 
     probe.register_functions()
     functions.register_functions()
-    probed = probe.probe(model, window)
+    probed = probe.probe(model, window, limits.max_length if enforce_limit else math.inf)
+    layers = tuple(_decide(layer, sliding_window) for layer in probed)
+    _check_some_extended(model, probed, layers)
+    rotary = tuple(_describe(layer) for layer in {layer.rotary: layer for layer in probed}.values())
 
-    if sliding_window == "keep" and all(layer.sliding_window is not None for layer in probed):
-        raise probe.UnsupportedModelError(
-            f"every layer of {type(model).__name__} has a sliding window ({probed[0].sliding_window} tokens), so there "
-            "is nothing to extend; sliding_window='disable' turns the windows off, as the SelfExtend paper does for "
-            "Mistral"
-        )
-
-    extension = Extension(
-        model=model,
-        position_map=chosen,
-        trained_window=window,
-        layers=(),
-        rotary=(),
-        impl=impl,
-        _limits=limits,
-        query_scaling=scaling,
-    )
-    layers, recomputed = [], ""
-    for layer in probed:
-        reason = _left_alone(layer, sliding_window)
-        if not reason:
+    extension = Extension(model, chosen, window, layers, rotary, impl, limits, scaling)
+    try:
+        recomputed = ""
+        for layer, decision in zip(probed, layers, strict=True):
             kept = None
-            if keep_far_keys and layer.rotary is not None:
+            if decision.extended and keep_far_keys and layer.rotary is not None:
                 recomputed = far_keys.unsupported(model, layer.module, chosen, impl)
                 if not recomputed:
                     kept = far_keys.FarKeys(chosen, layer.rotary)
                     extension._hooks.append(layer.module.register_forward_pre_hook(kept, with_kwargs=True))
-            plan = LayerPlan(chosen, layer.rotary, scaling, impl, limits, kept)
-        else:
-            own = Identity() if layer.sliding_window is None else SlidingWindow(layer.sliding_window)
-            plan = LayerPlan(own, layer.rotary, None, impl, None)
-        setattr(layer.module, PLAN, plan)
-        extension._modules.append(layer.module)
-        layers.append(Layer(layer.name, not reason, reason))
-        if sliding_window == "disable" and layer.sliding_window is not None:
-            _disable_window(getattr(layer.module, "config", model.config.get_text_config()), extension)
-    extension.layers = tuple(layers)
-    if keep_far_keys:
-        extension.far_keys = f"recomputed ({recomputed})" if recomputed else "kept"
-    extension.rotary = tuple(_describe(layer) for layer in {layer.rotary: layer for layer in probed}.values())
-    extension._previous_attention = probe.set_attention(model, NAME)
-    setattr(model, EXTENSION, extension)
-    logger.info("%s", extension)
+            if decision.extended:
+                plan = LayerPlan(chosen, layer.rotary, scaling, impl, limits, kept)
+            else:
+                own = Identity() if layer.sliding_window is None else SlidingWindow(layer.sliding_window)
+                plan = LayerPlan(own, layer.rotary, None, impl, None)
+            extension._plans.append(plan)
+            extension._changes.set(layer.module, PLAN, plan)
+        if keep_far_keys:
+            extension.far_keys = f"recomputed ({recomputed})" if recomputed else "kept"
+        _switch(extension, probed, sliding_window)
+        extension._changes.set(model, EXTENSION, extension)
+        logger.info("%s", extension)
+    except BaseException:
+        extension._detach()
+        raise
     return extension
+
+
+def _check_free(model: PreTrainedModel) -> None:
+    """Raises ValueError where a part of the model is extended already, on behalf of another."""
+    for name, module in model.named_modules():
+        if hasattr(module, PLAN):
+            raise ValueError(
+                f"{name} of this {type(model).__name__} is extended already, as a part of another model that shares it "
+                "(the whole that it belongs to, a submodel or a shallow copy): call ropewalk.restore on that one first"
+            )
+
+
+def _decide(layer: ProbedLayer, sliding_window: SlidingWindowChoice) -> Layer:
+    if layer.sliding_window is not None and sliding_window == "keep":
+        return Layer(layer.name, False, f"sliding window of {layer.sliding_window} tokens")
+    if layer.rotary is None:
+        return Layer(layer.name, False, "no rotary embedding")
+    return Layer(layer.name, True, "")
+
+
+def _check_some_extended(model: PreTrainedModel, probed: list[ProbedLayer], layers: tuple[Layer, ...]) -> None:
+    """Raises UnsupportedModelError where nothing would be extended."""
+    if any(layer.extended for layer in layers):
+        return
+    windows = {layer.sliding_window for layer in probed if layer.sliding_window is not None}
+    kinds = "every layer" if all(layer.sliding_window for layer in probed) else "every layer with a rotary embedding"
+    raise UnsupportedModelError(
+        f"{kinds} of {type(model).__name__} has a sliding window ({', '.join(map(str, sorted(windows)))} tokens), so "
+        "there is nothing to extend; sliding_window='disable' turns the windows off, as the SelfExtend paper does for "
+        "Mistral"
+    )
+
+
+def _switch(extension: Extension, probed: list[ProbedLayer], sliding_window: SlidingWindowChoice) -> None:
+    """Has the model attend through its plans, and watches that it goes on doing so."""
+    model, changes = extension.model, extension._changes
+    attention = [layer.name for layer in probed]
+    # What attention is in, and no other model has.
+    around = sorted({"", *(path for name in attention for path in paths(name))})
+    configurations = own_configurations(map(model.get_submodule, around), changes)
+    text = model.config.get_text_config(decoder=True)
+    for configuration in {id(each): each for each in (*configurations, text)}.values():
+        changes.set(configuration, "_attn_implementation_internal", NAME)
+    for layer in probed:
+        if sliding_window == "disable" and layer.sliding_window is not None:
+            # Caches and masks of the whole configuration then keep every key.
+            for configuration in (getattr(layer.module, "config", text), text):
+                if getattr(configuration, "sliding_window", None) is not None:
+                    changes.set(configuration, "sliding_window", _NO_WINDOW)
+
+    # The innermost model that all attention is in: whoever calls whichever model around it, it is called.
+    inner = max(
+        (
+            name
+            for name in around
+            if isinstance(model.get_submodule(name), PreTrainedModel)
+            and all(name in ("", *paths(each)) for each in attention)
+        ),
+        key=len,
+    )
+    frequencies = {
+        layer.frequencies: layer.rotary.inverse_frequencies
+        for layer in probed
+        if layer.frequencies is not None and layer.rotary is not None
+    }
+    extension._watch = Watch(model, around, frequencies)
+    hooks: list[tuple[str, Any, bool]] = [
+        (inner, extension._watch, False),
+        (inner, Inputs(extension.impl == "fused", sliding_window == "disable"), True),
+    ]
+    if inner:
+        hooks.append(("", Watch(model, paths(inner), {}), False))
+    for name, hook, with_kwargs in hooks:
+        extension._hooks.append(model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=with_kwargs))
 
 
 def restore(model: PreTrainedModel) -> None:
@@ -280,26 +365,13 @@ def _choose_map(
     return (position_map or SelfExtend).for_length(target_length, trained_window)
 
 
-def _left_alone(layer: probe.ProbedLayer, sliding_window: SlidingWindowChoice) -> str:
-    """Why a layer is left alone; empty if it is extended."""
-    if layer.sliding_window is not None and sliding_window == "keep":
-        return f"sliding window of {layer.sliding_window} tokens"
-    return "no rotary embedding" if layer.rotary is None else ""
-
-
-def _disable_window(config: Any, extension: Extension) -> None:
-    """Caches and masks of the whole configuration then keep every key."""
-    if config.sliding_window != _NO_WINDOW:
-        extension._undo.append((config, "sliding_window", config.sliding_window))
-        config.sliding_window = _NO_WINDOW
-
-
 def _describe(layer: probe.ProbedLayer) -> str:
     rotary = layer.rotary
     if rotary is None:
         return "none"
     kind = "interleaved" if rotary.interleaved else "half-split"
     partial = f"{rotary.dim} of {layer.head_dim}" if layer.head_dim != rotary.dim else f"{rotary.dim}"
-    frequencies = rotary.inverse_frequencies
-    slowest = 2 * torch.pi / frequencies.min().item()
-    return f"{kind}, {partial} dimensions, periods from {2 * torch.pi / frequencies.max().item():.3g} to {slowest:.3g}"
+    turning = rotary.inverse_frequencies[rotary.inverse_frequencies != 0]
+    still = len(rotary.inverse_frequencies) - len(turning)
+    periods = f"{2 * torch.pi / turning.max().item():.3g} to {2 * torch.pi / turning.min().item():.3g}"
+    return f"{kind}, {partial} dimensions, periods from {periods}" + (f", {2 * still} of them at rest" if still else "")

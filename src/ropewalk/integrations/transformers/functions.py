@@ -32,6 +32,25 @@ class LayoutMask(Layout):
         """Itself."""
         return self
 
+    def __getitem__(self, index: tuple[slice, ...]) -> LayoutMask:
+        """The last queries alone, `[:, :, -n:, :]`: where layers share keys, models drop tokens whose scores nobody
+        asked for.
+
+        Raises:
+            TypeError: anything else was asked for.
+        """
+        match index:
+            case slice(), slice(), slice(start=int(first), stop=None, step=None), slice() if first <= 0:
+                dropped = self.query_length - len(range(*index[2].indices(self.query_length)))
+            case _:
+                raise TypeError(f"the mask of an extended model has its last queries alone, asked for {index}")
+        if not dropped:
+            return self
+        start = None if self.query_start is None else self.query_start + dropped
+        kept = LayoutMask(self.query_length - dropped, self.key_length, start, self.key_mask)
+        kept.positions_checked = True  # by the layers before, on all queries
+        return kept
+
 
 def register_functions() -> None:
     """Makes the functions known to transformers. Both are needed: without the second, masks would silently be None."""

@@ -6,16 +6,19 @@ One token on its own attends to itself alone, so in every layer its key at posit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import causal_mask_function
 
+from ropewalk.integrations.transformers.changes import Changes, own_configurations
 from ropewalk.ops.call import device_lacks
 from ropewalk.ops.rotary import Rotary
 
@@ -23,8 +26,13 @@ PROBE_NAME = "ropewalk-probe"
 
 _TOKENS = 4
 _SHORT_POSITIONS = (0, 1, 2, 5, 17, 63)
+# How far a map without an end is followed.
+_FAR = 1 << 20
 # Largest difference, relative to the size of a pair of dimensions, that rounding in the model's dtype explains.
 _TOLERANCE = {torch.float32: 2e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2, torch.float64: 2e-3}
+
+
+_OTHERWISE = "models without positions, ALiBi, learned position embeddings and precomputed rotations are not supported"
 
 
 class UnsupportedModelError(ValueError):
@@ -33,11 +41,15 @@ class UnsupportedModelError(ValueError):
 
 @dataclass(frozen=True)
 class ProbedLayer:
-    """An attention module and what was measured: its rotary embedding (None if it has none), its sliding window."""
+    """An attention module and what was measured: its rotary embedding (None if it has none), its sliding window.
+
+    `frequencies` is the name of the model's buffer that holds the rotary embedding's.
+    """
 
     name: str
     module: nn.Module
     rotary: Rotary | None
+    frequencies: str | None
     head_dim: int
     sliding_window: int | None
 
@@ -50,17 +62,24 @@ class _Call:
     sliding_window: int | None
 
 
-_calls: list[_Call] | None = None
+# Of the probe that runs in this thread.
+_calls: ContextVar[list[_Call] | None] = ContextVar("calls of a probe", default=None)
 
 
-def probe(model: PreTrainedModel, trained_window: int) -> list[ProbedLayer]:
+def probe(model: PreTrainedModel, trained_window: int, reach: int | float = 0) -> list[ProbedLayer]:
     """Measures every attention layer of the model, in the order they run.
+
+    Args:
+        model: is what it was, afterwards.
+        trained_window: tokens; rotation is measured up to 4 times as far at least.
+        reach: tokens that a text may have, which is measured to its end; `math.inf` is followed for 2^20 tokens.
 
     Raises:
         UnsupportedModelError: attention does not go through transformers' interface, or keys do not rotate as found.
     """
-    long_positions = (0, trained_window - 1, 2 * trained_window, 4 * trained_window)
-    with _as_it_was(model), torch.no_grad():
+    end = max(4 * trained_window, (_FAR if math.isinf(reach) else int(reach)) - 1)
+    long_positions = (0, trained_window - 1, 2 * trained_window, 4 * trained_window, end)
+    with _probing(model), torch.no_grad():
         short_calls = _run(model, _SHORT_POSITIONS)
         candidates = _inverse_frequencies(model)
         if not short_calls:
@@ -75,13 +94,13 @@ def probe(model: PreTrainedModel, trained_window: int) -> list[ProbedLayer]:
             rotaries.confirm(call, rotary, long_positions)
     if all(rotary is None for rotary in measured):
         raise UnsupportedModelError(
-            f"no layer of {type(model).__name__} rotates its keys: it has no rotary embedding to extend "
-            "(ALiBi and learned position embeddings are not supported)"
+            f"no layer of {type(model).__name__} rotates its keys: it has no rotary embedding to extend ({_OTHERWISE})"
         )
     layers: dict[nn.Module, ProbedLayer] = {}
     for call, rotary in zip(short_calls, measured, strict=True):
         name = rotaries.name(call.module)
-        layer = ProbedLayer(name, call.module, rotary, call.key.shape[-1], call.sliding_window)
+        source = None if rotary is None else rotaries.source(rotary)
+        layer = ProbedLayer(name, call.module, rotary, source, call.key.shape[-1], call.sliding_window)
         if layers.setdefault(call.module, layer) != layer:
             raise UnsupportedModelError(f"{name} of {type(model).__name__} attends in two different ways")
     return list(layers.values())
@@ -96,7 +115,7 @@ def check_decoder(model: PreTrainedModel) -> None:
     if not _inverse_frequencies(model):
         raise UnsupportedModelError(
             f"{type(model).__name__} has no rotary embedding that could be extended: none of its buffers holds inverse "
-            "frequencies (ALiBi, learned position embeddings and precomputed rotations are not supported)"
+            f"frequencies ({_OTHERWISE})"
         )
 
 
@@ -120,14 +139,44 @@ def check_mask(mask_function: Callable[..., Any] | None, options: Mapping[str, A
 def register_functions() -> None:
     """Makes the probing functions known to transformers."""
     AttentionInterface.register(PROBE_NAME, _capture)
-    AttentionMaskInterface.register(PROBE_NAME, _window_of_mask)
+    AttentionMaskInterface.register(PROBE_NAME, _stand_in)
 
 
-def _window_of_mask(*args: Any, mask_function: Callable[..., Any] | None = None, **kwargs: Any) -> int | None:
-    """Takes a mask's place: how many keys it shows."""
+class _Mask:
+    """Takes a mask's place; knows how many keys it shows, and can do what a `LayoutMask` can: be handed on."""
+
+    ndim = 4
+
+    def __init__(self, window: int | None) -> None:
+        self.window = window
+
+    def contiguous(self) -> _Mask:
+        return self
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        _refuse_use_of_mask()
+
+    def __getitem__(self, index: object) -> NoReturn:
+        _refuse_use_of_mask()
+
+    @classmethod
+    def __torch_function__(cls, *arguments: Any) -> NoReturn:
+        _refuse_use_of_mask()
+
+
+def _refuse_use_of_mask() -> NoReturn:
+    raise UnsupportedModelError(
+        "this model computes with its attention mask outside of transformers' AttentionInterface (attention of its "
+        "own, or an indexer that chooses keys by their content), so nothing can be put in its place"
+    )
+
+
+def _stand_in(*args: Any, mask_function: Callable[..., Any] | None = None, **kwargs: Any) -> _Mask:
+    """Mask function in transformers' sense."""
     check_mask(mask_function, kwargs)
-    window: int | None = kwargs.get("local_size")
-    return window
+    return _Mask(kwargs.get("local_size"))
 
 
 def _capture(
@@ -135,45 +184,52 @@ def _capture(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: int | None,
+    attention_mask: _Mask | Tensor | None,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Keeps what it is given. One token's attention is its own value."""
-    if _calls is None:
+    calls = _calls.get()
+    if calls is None:
         raise RuntimeError("the probing attention function was called outside of a probe")
     if not getattr(module, "is_causal", True):
         raise UnsupportedModelError(f"{type(module).__name__} is not causal: only causal attention can be extended")
-    if attention_mask != sliding_window:
+    if isinstance(attention_mask, Tensor):
         raise UnsupportedModelError(
-            f"{type(module).__name__} sees {attention_mask or 'all'} keys by its mask and {sliding_window or 'all'} by "
+            f"{type(module).__name__} makes an attention mask of its own: only attention to all keys, or to those in a "
+            "sliding window, is supported"
+        )
+    window = None if attention_mask is None else attention_mask.window
+    if window != sliding_window:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} sees {window or 'all'} keys by its mask and {sliding_window or 'all'} by "
             "its sliding window: attention in chunks and other patterns are not supported"
         )
-    _calls.append(_Call(module, query, key, sliding_window))
+    calls.append(_Call(module, query, key, sliding_window))
     return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2).contiguous(), None
 
 
 def _run(model: PreTrainedModel, positions: tuple[int, ...]) -> list[_Call]:
     """Calls of every layer for a few tokens, each alone, at each of the positions; rows: position-major."""
-    global _calls
     vocabulary = model.config.get_text_config().vocab_size
     tokens = torch.linspace(0, vocabulary - 1, _TOKENS, device=model.device).long()
-    _calls = []
+    calls: list[_Call] = []
+    token = _calls.set(calls)
     try:
         model(
             input_ids=tokens.repeat(len(positions))[:, None],
             position_ids=torch.tensor(positions, device=model.device).repeat_interleave(_TOKENS)[:, None],
             use_cache=False,
         )
-        return _calls
-    except (AttributeError, TypeError, ValueError) as error:
-        if isinstance(error, UnsupportedModelError):
-            raise
+        return calls
+    except (UnsupportedModelError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a model does with what it did not expect
         raise UnsupportedModelError(
-            f"{type(model).__name__} could not be probed with single tokens: {error}"
+            f"{type(model).__name__} could not be probed with single tokens: {type(error).__name__}: {error}"
         ) from error
     finally:
-        _calls = None
+        _calls.reset(token)
 
 
 class _Rotaries:
@@ -188,6 +244,10 @@ class _Rotaries:
     def name(self, module: nn.Module) -> str:
         name: str = self._names[module]
         return name
+
+    def source(self, rotary: Rotary) -> str:
+        """The buffer that a measured rotary embedding was made from."""
+        return next(source for (source, _, _), known in self._known.items() if known is rotary)
 
     def measure(self, call: _Call, positions: tuple[int, ...]) -> Rotary | None:
         query, key = _by_position(call.query, positions), _by_position(call.key, positions)
@@ -258,46 +318,29 @@ def _inverse_frequencies(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
-    """Runs the model on the probing functions in eval mode; training flags and rotary state come back afterwards."""
-    training = {module: module.training for module in model.modules()}
-    rotary_state = [
-        (module, dict(module.__dict__), {name: (buffer, buffer.clone()) for name, buffer in _own_buffers(module)})
-        for module in model.modules()
-        if any(name.endswith("inv_freq") for name, _ in _own_buffers(module))
+def _probing(model: PreTrainedModel) -> Iterator[None]:
+    """The model on the probing functions, in eval mode; afterwards it is what it was, whatever it did to itself."""
+    before = [
+        (attributes, dict(attributes)) for module in model.modules() for attributes in (vars(module), module._buffers)
     ]
-    with using_attention(model, PROBE_NAME):
-        model.train(False)
-        try:
-            yield
-        finally:
-            for module, flag in training.items():
-                module.training = flag
-            for module, attributes, buffers in rotary_state:
-                module.__dict__.clear()
-                module.__dict__.update(attributes)
-                for name, (buffer, content) in buffers.items():
-                    module._buffers[name] = buffer if torch.equal(buffer, content) else buffer.copy_(content)
-
-
-def _own_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return list(module.named_buffers(recurse=False))
-
-
-@contextmanager
-def using_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """The model with another attention implementation, and then with its own again."""
-    previous = set_attention(model, name)
+    contents = [(buffer, buffer.clone()) for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
     try:
+        # Configurations may be shared with models that are in use meanwhile.
+        for configuration in own_configurations(model.modules(), Changes()):
+            configuration._attn_implementation = PROBE_NAME
+        model.train(False)
         yield
     finally:
-        set_attention(model, previous)
+        _put_back(before, contents)
 
 
-def set_attention(model: PreTrainedModel, name: str) -> str:
-    """Sets the attention implementation of the model's text part; returns the one it had."""
-    text = model.config.get_text_config(decoder=True)
-    previous: str = text._attn_implementation
-    keys = [key for key in model.config.sub_configs if getattr(model.config, key, None) is text]
-    model.set_attn_implementation({keys[0]: name} if keys else name)
-    return previous
+def _put_back(before: list[tuple[dict[str, Any], dict[str, Any]]], contents: list[tuple[Tensor, Tensor]]) -> None:
+    for attributes, were in before:
+        for name in attributes.keys() - were.keys():
+            del attributes[name]
+        for name, value in were.items():
+            if attributes.get(name) is not value or name not in attributes:
+                attributes[name] = value
+    for buffer, content in contents:
+        if not torch.equal(buffer, content):
+            buffer.copy_(content)

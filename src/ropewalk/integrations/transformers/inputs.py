@@ -1,0 +1,137 @@
+"""What a forward pass of an extended model may be given: positions and padding that its map can follow."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from ropewalk.ops.layout import Layout
+
+
+@dataclass
+class Inputs:
+    """A forward pre-hook (with keyword arguments) of the module that is given the tokens and makes the masks.
+
+    It reads nothing that lies on a device when there is one token a row.
+
+    Args:
+        decodes_fused: whether impl="fused" takes decode steps on the CPU, as it does on CUDA devices.
+        without_windows: whether the model's sliding windows are disabled.
+    """
+
+    decodes_fused: bool
+    without_windows: bool
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if torch.compiler.is_compiling():
+            positions, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
+            if positions is None or positions.ndim < 3 or positions.shape[-1] == 1:
+                return None
+            which = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+            return args, {**kwargs, "position_ids": _checked_axes(positions, which)}
+        given = {**dict(zip(_parameters(type(module).forward), args, strict=False)), **kwargs} if args else kwargs
+        tokens = given.get("input_ids")
+        tokens = given.get("inputs_embeds") if tokens is None else tokens
+        if tokens is None or (tokens.shape[1] == 1 and (self.decodes_fused or tokens.device.type != "cpu")):
+            return None
+        positions, mask = given.get("position_ids"), given.get("attention_mask")
+        used = given.get("past_key_values")
+        past = int(used.get_seq_length()) if isinstance(used, Cache) else 0
+        if positions is not None:
+            text = _one_axis(positions, mask)
+            if past and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
+                _check_follow(text.expand(len(tokens), -1), past, mask)
+        if isinstance(used, Cache):
+            self._check_cache(used, past + tokens.shape[1], tokens, mask)
+        return None
+
+    def _check_cache(self, used: Cache, length: int, tokens: Tensor, mask: Any) -> None:
+        if self.without_windows:
+            for layer in used.layers:
+                if getattr(layer, "is_sliding", False) and 0 <= layer.get_max_length() < length:
+                    raise ValueError(
+                        f"this cache keeps {layer.get_max_length()} tokens of a sliding window that is disabled on the "
+                        "extended model: make it while the model is extended, from model.config"
+                    )
+        if tokens.shape[1] > 1 and used.is_compileable and (self.decodes_fused or tokens.device.type == "cuda"):
+            masks = mask.values() if isinstance(mask, dict) else [mask]
+            masks = [layout.key_mask if isinstance(layout, Layout) else layout for layout in masks]
+            if any(_has_gaps(found[:, :length].bool()) for found in masks if isinstance(found, Tensor)):
+                raise ValueError(
+                    "attention_mask has gaps: slots without a token that lie after a row's first one. The decode step "
+                    "of a static cache takes rows that are padded on the left only: use a dynamic cache, or pass an "
+                    "attention_mask of ones where pad tokens inside a prompt are part of the text"
+                )
+
+
+def _one_axis(positions: Tensor, mask: Any) -> Tensor:
+    """(batch, tokens), from positions that may have several axes: the first dimension, for images and videos.
+
+    Raises:
+        ValueError: the axes of a token differ.
+    """
+    if positions.ndim < 3:
+        return positions if positions.ndim == 2 else positions[None]
+    differ = (positions != positions[:1]).any(dim=0)
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        # Of padding they may.
+        differ &= mask[:, -differ.shape[1] :].bool()
+    if differ.any():
+        row, token = differ.nonzero()[0].tolist()
+        raise ValueError(
+            f"position_ids have axes that differ ({positions[:, row, token].tolist()} at token {token} of row {row}), "
+            "as those of images and videos do: an extended model takes text alone"
+        )
+    return positions[0]
+
+
+def _check_follow(positions: Tensor, past: int, mask: Tensor | None) -> None:
+    """Positions go on from what the cache holds: they count its slots, or its tokens.
+
+    Raises:
+        ValueError: they do not.
+    """
+    first = positions[:, 0]
+    if mask is not None and mask.shape[1] >= past + positions.shape[1]:
+        new = mask[:, past : past + positions.shape[1]].bool()
+        column = new.long().argmax(dim=1)
+        first = positions.gather(1, column[:, None])[:, 0]
+        fits = (first == past + column) | (first == mask[:, :past].bool().sum(dim=1)) | ~new.any(dim=1)
+    else:
+        fits = first == past
+    if not fits.all():
+        row = int((~fits).nonzero()[0])
+        raise ValueError(
+            f"position_ids of row {row} go on at {int(first[row])}, and the cache holds {past} slots before them: an "
+            "extended model takes a slot of the cache for the position of its key, so keys must not be missing from it "
+            "(pruned or compressed caches), and the first token of a cached text has position 0"
+        )
+
+
+def _has_gaps(mask: Tensor) -> bool:
+    """Whether a slot without a token comes after one with a token."""
+    return bool((mask[:, :-1] & ~mask[:, 1:]).any())
+
+
+@cache
+def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)[1:]
+
+
+# Reads on the host, so that torch.compile must not trace into it.
+@torch.library.custom_op("ropewalk::checked_axes", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+def _checked_axes(positions: Tensor, mask: Tensor | None) -> Tensor:
+    _one_axis(positions, mask)
+    return positions.clone()
+
+
+@_checked_axes.register_fake
+def _(positions: Tensor, mask: Tensor | None) -> Tensor:
+    return positions.clone()
