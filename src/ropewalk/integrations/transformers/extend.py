@@ -254,10 +254,10 @@ def extend(
         _switch(extension, probed, sliding_window)
         extension._changes.set(model, EXTENSION, extension)
         logger.info("%s", extension)
+        return extension
     except BaseException:
         extension._detach()
         raise
-    return extension
 
 
 def _check_free(model: PreTrainedModel) -> None:
@@ -301,12 +301,12 @@ def _switch(extension: Extension, probed: list[ProbedLayer], sliding_window: Sli
     text = model.config.get_text_config(decoder=True)
     for configuration in {id(each): each for each in (*configurations, text)}.values():
         changes.set(configuration, "_attn_implementation_internal", NAME)
-    for layer in probed:
-        if sliding_window == "disable" and layer.sliding_window is not None:
-            # Caches and masks of the whole configuration then keep every key.
-            for configuration in (getattr(layer.module, "config", text), text):
-                if getattr(configuration, "sliding_window", None) is not None:
-                    changes.set(configuration, "sliding_window", _NO_WINDOW)
+    disabled = [layer for layer in probed if sliding_window == "disable" and layer.sliding_window is not None]
+    for layer in disabled:
+        # Caches and masks of the whole configuration then keep every key.
+        for configuration in (getattr(layer.module, "config", text), text):
+            if getattr(configuration, "sliding_window", None) is not None:
+                changes.set(configuration, "sliding_window", _NO_WINDOW)
 
     # The innermost model that all attention is in: whoever calls whichever model around it, it is called.
     inner = max(
@@ -326,7 +326,7 @@ def _switch(extension: Extension, probed: list[ProbedLayer], sliding_window: Sli
     extension._watch = Watch(model, around, frequencies)
     hooks: list[tuple[str, Any, bool]] = [
         (inner, extension._watch, False),
-        (inner, Inputs(extension.impl == "fused", sliding_window == "disable"), True),
+        (inner, Inputs(extension.impl == "fused", bool(disabled)), True),
     ]
     if inner:
         hooks.append(("", Watch(model, paths(inner), {}), False))

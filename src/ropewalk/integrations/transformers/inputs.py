@@ -99,6 +99,8 @@ def _check_follow(positions: Tensor, past: int, mask: Tensor | None) -> None:
         ValueError: they do not.
     """
     first = positions[:, 0]
+    if positions.shape[1] == 1 and first.tolist() == [past] * len(first):
+        return
     if mask is not None and mask.shape[1] >= past + positions.shape[1]:
         new = mask[:, past : past + positions.shape[1]].bool()
         column = new.long().argmax(dim=1)
