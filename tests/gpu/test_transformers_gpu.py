@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from transformers import StaticCache
+from transformers import DynamicCache, StaticCache
 
 import ropewalk
 from ropewalk.testing import tiny_model
@@ -72,6 +72,44 @@ def test_decoding_in_a_cuda_graph(model, masked):
             eager, captured = steps(model, model.forward), steps(model, compiled)
     # The compiler rounds in other places, so two results in bfloat16 differ by as much as each differs from the truth.
     assert (captured - truth).abs().max() <= 2 * (eager - truth).abs().max() + 1e-4
+
+
+@pytest.mark.parametrize("how", ["generate", "compiled"])
+def test_rows_with_gaps_are_an_error_on_the_host(how):
+    """A failed assertion of the device would leave this process without CUDA. A dynamic cache serves such rows."""
+    model = tiny_model("llama").cuda()
+    ids = torch.randint(3, 90, (1, 60), device="cuda")
+    mask = torch.ones_like(ids)
+    mask[0, 10:14] = mask[0, 30] = 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    options = {"attention_mask": mask, "max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    with ropewalk.extend(model, ropewalk.SelfExtend(4, 8)), torch.inference_mode():
+        expected = model.generate(ids, **options)
+        if how == "generate":
+            with pytest.raises(ValueError, match=r"attention_mask has gaps.* use a dynamic cache"):
+                model.generate(ids, cache_implementation="static", **options)
+        else:
+            cache = DynamicCache(config=model.config)
+            model(ids[:, :59], attention_mask=mask[:, :59], position_ids=positions[:, :59], past_key_values=cache)
+            step = {"attention_mask": mask, "position_ids": positions[:, 59:], "past_key_values": cache}
+            compiled = torch.compile(model.forward, mode="reduce-overhead")
+            with pytest.raises(ValueError, match="padded on the left only, and key_mask has gaps"):
+                compiled(ids[:, 59:], **step)
+        torch.cuda.synchronize()
+        assert torch.equal(model.generate(ids, **options), expected)
+
+
+def test_moving_a_model_keeps_it_extended():
+    """Frequencies are the same on another device; a cast changes them."""
+    model, ids = tiny_model("llama"), torch.randint(3, 90, (1, 60))
+    with ropewalk.extend(model, ropewalk.SelfExtend(4, 8)) as extension, torch.inference_mode():
+        expected = model(ids).logits
+        model.cuda()
+        torch.testing.assert_close(model(ids.cuda()).logits.cpu(), expected, rtol=0, atol=1e-3)
+        assert extension.active
+        model.bfloat16()
+        with pytest.raises(RuntimeError, match=r"cast to torch\.bfloat16"):
+            model(ids.cuda())
 
 
 def test_left_padded_batch_equals_its_rows_alone():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 Slots = slice | Tensor
 
-GAPS = "a decode step in a CUDA graph takes rows that are padded on the left only, and key_mask has gaps"
+GAPS = "a compiled decode step takes rows that are padded on the left only, and key_mask has gaps"
 
 
 @dataclass(frozen=True)

@@ -71,13 +71,21 @@ def _(query: Tensor, *arguments: Any) -> Tensor:
 
 @torch.library.custom_op("ropewalk::step_slots", mutates_args=())
 def step_slots(query_start: Tensor | None, key_mask: Tensor | None, batch: int, slots: int) -> tuple[Tensor, Tensor]:
-    """`lengths` and `first_slots` of a `Step`; the device checks that rows are padded on the left only."""
+    """`lengths` and `first_slots` of a `Step`, of rows that are padded on the left only.
+
+    Raises:
+        ValueError: they are not. In a CUDA graph, where nothing can be read, the device asserts that they are; a model
+            gives no such rows to a graph, as `Inputs` refuses them in a static cache.
+    """
     end = slots if query_start is None else query_start.reshape(1) + 1
     if key_mask is None:
         assert isinstance(end, Tensor)
         return end.repeat(batch), end.new_zeros(batch)
     lengths, first_slots, gaps = left_padding(key_mask, end)
-    torch._assert_async(~gaps, GAPS)
+    if gaps.is_cuda and torch.cuda.is_current_stream_capturing():
+        torch._assert_async(~gaps, GAPS)
+    elif gaps:
+        raise ValueError(f"{GAPS}: pad on the left, or do not compile the model for such rows")
     return lengths, first_slots
 
 

@@ -21,7 +21,7 @@ from ropewalk.integrations.transformers.plan import PLAN, LayerPlan
 from ropewalk.integrations.transformers.probe import ProbedLayer, UnsupportedModelError
 from ropewalk.integrations.transformers.watch import Watch, paths
 from ropewalk.maps import Identity, PositionMap, SelfExtend
-from ropewalk.maps.numbers import whole_number
+from ropewalk.maps.numbers import whole
 from ropewalk.maps.query_scaling import QueryScaling, QueryScalingKind
 from ropewalk.maps.sliding_window import SlidingWindow
 from ropewalk.ops import Implementation
@@ -214,9 +214,9 @@ def extend(
     if impl not in get_args(Implementation):
         raise ValueError(f"impl must be one of {', '.join(get_args(Implementation))}, got {impl!r}")
     if target_length is not None:
-        target_length = whole_number("target_length", target_length, 1)
+        target_length = whole("target_length", target_length, 1)
     if trained_window is not None:
-        trained_window = whole_number("trained_window", trained_window, 1)
+        trained_window = whole("trained_window", trained_window, 1)
     probe.check_decoder(model)
     window = trained_window if trained_window is not None else _trained_window(model)
     chosen = _choose_map(position_map, target_length, window)

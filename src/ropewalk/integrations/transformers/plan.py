@@ -107,7 +107,9 @@ class LayerPlan:
             self.limits.check(max((_count(span.keys) for span in spans), default=0))
             if position_ids is not None and not call.layout.positions_checked:
                 call.layout.positions_checked = True
-                _check_positions(spans, position_ids.expand(batch, -1))
+                # Where there are several axes, they agree: `Inputs` has seen to that.
+                one_axis = position_ids if position_ids.ndim == 2 else position_ids[0]
+                _check_positions(spans, one_axis.expand(batch, -1))
 
     def takes_step(self, call: Call) -> bool:
         """Whether a call that is traced is one token a row that the decode kernel takes."""
