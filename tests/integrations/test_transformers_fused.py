@@ -1,6 +1,6 @@
 """impl="fused" in an extended model. The kernels have tests of their own; here the specification stands in for them."""
 
-import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,11 +12,10 @@ from torch.testing import assert_close
 from transformers import CompileConfig, DynamicCache, StaticCache
 
 import ropewalk
-from ropewalk import ops
 from ropewalk.integrations.transformers import compiled as operators
 from ropewalk.integrations.transformers.functions import layout_mask
 from ropewalk.maps.query_scaling import QueryScaling
-from ropewalk.ops import api, reference
+from ropewalk.ops import fused, reference
 from ropewalk.testing import tiny_model
 
 over_models = pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "gpt-neox", "gpt-oss"])
@@ -33,25 +32,24 @@ def steps(monkeypatch):
     """Stands in for the kernels; a list of the steps that were taken."""
     taken = []
 
-    def attend(q, k, v, position_map, rotary, scale, softcap=None, sinks=None, far_keys=None):
-        return reference.attend(q, k, v, position_map, rotary, scale, softcap, sinks).to(q.dtype)
+    def attend(call):
+        return reference.attend(call).to(call.query.dtype)
 
-    def attend_step(q, k, v, position_map, rotary, step, scale, softcap=None, sinks=None):
+    def decode(call, step):
         taken.append(step)
-        output = torch.zeros_like(q)
-        for row in range(len(q)):
+        output = torch.zeros_like(call.query)
+        for row in range(len(output)):
             one = slice(row, row + 1)
             first = 0 if step.first_slots is None else step.first_slots.tolist()[row]
-            end = k.shape[2] if step.lengths is None else step.lengths.tolist()[row]
+            end = call.key.shape[2] if step.lengths is None else step.lengths.tolist()[row]
             if first < end:
-                tensors = (q[one], k[one, :, first:end], v[one, :, first:end])
-                output[one] = reference.attend(*tensors, position_map, rotary, scale, softcap, sinks)
+                key, value = (x[one, :, first:end] for x in (call.key, call.value))
+                output[one] = attend(replace(call, query=call.query[one], key=key, value=value, layout=None))
         return output
 
-    stub = SimpleNamespace(attend=attend, attend_step=attend_step)
-    monkeypatch.setitem(sys.modules, "ropewalk.ops.fused", stub)
-    monkeypatch.setattr(ops, "fused", stub, raising=False)
-    monkeypatch.setattr(api, "_NO_KERNELS", None)
+    monkeypatch.setattr(fused, "attend", attend)
+    monkeypatch.setattr(fused, "kernel", {"decode": SimpleNamespace(attend=decode)}.__getitem__)
+    monkeypatch.setattr(fused, "_NO_KERNELS", None)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     torch._dynamo.reset()
     yield taken
@@ -201,7 +199,8 @@ def test_a_step_reads_nothing_on_the_host(query_scaling, steps, monkeypatch):
         def refuse(self, *arguments, **options):
             raise AssertionError("a tensor was read on the host")
 
-        monkeypatch.setattr(sys.modules["ropewalk.ops.fused"], "attend_step", lambda q, *rest: q.clone())
+        kernel = SimpleNamespace(attend=lambda call, step: call.query.clone())
+        monkeypatch.setattr(fused, "kernel", lambda name: kernel)
         monkeypatch.setattr(torch, "_assert_async", lambda condition, message: None)  # reads, but on the device
         for name in ("item", "tolist", "cpu", "numpy", "__int__", "__bool__", "__float__", "__index__"):
             monkeypatch.setattr(Tensor, name, refuse)
