@@ -1,5 +1,6 @@
 """What cannot be extended is refused before the first token, by a reason, and stays what it was."""
 
+import numpy as np
 import pytest
 import torch
 from test_transformers_restore import assert_same, fingerprint
@@ -121,6 +122,27 @@ def test_options(options, message):
     with pytest.raises(ValueError, match=message):
         ropewalk.extend(model, MAP, **options)
     assert_same(before, fingerprint(model))
+
+
+@pytest.mark.parametrize("argument", ["target_length", "trained_window"])
+def test_lengths_are_whole_numbers_above_zero(argument):
+    model = shared("llama")
+    before = fingerprint(model)
+    rest = {"trained_window": 64} if argument == "target_length" else {"target_length": 60}
+    for value in (0, -5, np.int64(0), np.int32(-5)):
+        with pytest.raises(ValueError, match=f"{argument} must be 1 or more, got {value}"):
+            ropewalk.extend(model, **{argument: value}, **rest)
+    for value in (True, False, np.bool_(True), 1.5, 64.0, np.float32(64), "64", torch.tensor(64.0)):
+        with pytest.raises(ValueError, match=f"{argument} must be a whole number, got"):
+            ropewalk.extend(model, **{argument: value}, **rest)
+    assert_same(before, fingerprint(model))
+    with ropewalk.extend(model, **{argument: 64}, **rest) as extension:
+        expected = extension.position_map, extension.trained_window
+    for kind in (np.int64, np.int16, np.uint8):
+        with ropewalk.extend(model, **{argument: kind(64)}, **rest) as extension:
+            assert (extension.position_map, extension.trained_window) == expected
+            assert type(extension.trained_window) is int
+            model(text(10))
 
 
 def test_a_model_that_does_not_say_its_training_window():
