@@ -32,7 +32,7 @@ if __name__ == "__main__":
     model, ids = tiny_model("gemma3"), torch.arange(1, 60)[None]
     with torch.no_grad():
         plain = model(ids).logits
-        ropewalk.extend(model, ropewalk.SelfExtend(3, 8), keep_far_keys=True)
+        ropewalk.extend(model, ropewalk.SelfExtend(3, 8))
         expected = model(ids).logits
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()

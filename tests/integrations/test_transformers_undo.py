@@ -58,7 +58,7 @@ def state(model):
 
 
 def test_a_failure_at_every_step():
-    options = {"sliding_window": "disable", "keep_far_keys": True}
+    options = {"sliding_window": "disable"}
     model, ids = tiny_model("gemma3"), text(40)
     next(model.children()).train()
     ropewalk.extend(tiny_model("llama"), MAP).restore()  # transformers knows our functions for good

@@ -10,10 +10,11 @@ from typing import Any, Literal, Self, get_args
 
 import torch
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
-from ropewalk.integrations.transformers import far_keys, functions, models, probe
+from ropewalk.integrations.transformers import functions, models, probe
 from ropewalk.integrations.transformers.changes import Changes, own_configurations
+from ropewalk.integrations.transformers.far_keys import far_keys_cache
 from ropewalk.integrations.transformers.functions import NAME
 from ropewalk.integrations.transformers.inputs import Inputs
 from ropewalk.integrations.transformers.limits import Limits
@@ -56,7 +57,6 @@ class Extension:
         layers: every attention layer, extended or left alone, and why.
         rotary: the rotary embeddings found, in words.
         impl: implementation asked for; "auto" chooses for each call.
-        far_keys: "kept", or "recomputed" and why where keeping them was asked for.
     """
 
     model: PreTrainedModel = field(repr=False)
@@ -67,9 +67,7 @@ class Extension:
     impl: Implementation
     _limits: Limits = field(repr=False)
     query_scaling: QueryScaling | None = None
-    far_keys: str = "recomputed"
     _changes: Changes = field(default_factory=Changes, repr=False)
-    _plans: list[LayerPlan] = field(default_factory=list, repr=False)
     _watch: Watch | None = field(default=None, repr=False)
     _hooks: list[RemovableHandle] = field(default_factory=list, repr=False)
 
@@ -104,6 +102,20 @@ class Extension:
             return "restored"
         return None if self._watch is None else self._watch.problem()
 
+    def far_keys_cache(self) -> DynamicCache:
+        """An empty cache to decode with, faster on the CPU for more memory: `past_key_values=` of one text or batch.
+
+        Beside the keys it keeps them as the far band sees them, instead of having them turned at every step. That takes
+        half of what keys and values take, and an eighth of that as room to grow (64 keys a layer at least), so 1.57
+        times in all. Rows with gaps, gradients and compiled models do without.
+
+        Raises:
+            ValueError: the model is not extended any more, or turns no keys that could be kept.
+        """
+        if not self._attached:
+            raise ValueError(f"this {type(self.model).__name__} is not extended")
+        return far_keys_cache(self.model)
+
     def restore(self) -> None:
         """Makes the model exactly what it was. Does nothing the second time."""
         if self._attached:
@@ -113,9 +125,6 @@ class Extension:
         self._changes.undo()
         for hook in self._hooks:
             hook.remove()
-        for plan in self._plans:
-            if plan.far_keys is not None:
-                plan.far_keys.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -143,8 +152,6 @@ class Extension:
         ]
         if self.query_scaling is not None:
             lines.append(f"  query scaling    {self.query_scaling.kind}")
-        if self.far_keys != "recomputed":
-            lines.append(f"  far keys         {self.far_keys}")
         return "\n".join(lines)
 
 
@@ -174,7 +181,6 @@ def extend(
     sliding_window: SlidingWindowChoice = "keep",
     query_scaling: QueryScalingKind | None = None,
     impl: Implementation = "auto",
-    keep_far_keys: bool = False,
     enforce_limit: bool = True,
 ) -> Extension:
     """Lets a loaded transformers model read past its training window. No weight and no forward is changed.
@@ -190,10 +196,6 @@ def extend(
             restore a model before saving it.
         query_scaling: "log-n" or "yarn" scale the queries past the trained window; by default none.
         impl: implementation of the attention, see `ropewalk.ops.attention`.
-        keep_far_keys: decode faster on the CPU for more memory: beside a dynamic cache, the far keys are kept as the
-            far band sees them, instead of turned at every step. They take half of what the cache takes, and an eighth
-            of that as room to grow (64 keys a layer at least), so 1.57 times the cache in all. Other caches, attention
-            masks with gaps, gradients and compiled models do without; the handle says where the whole model does.
         enforce_limit: whether a text past eq. 4 is an error.
 
     Returns:
@@ -234,23 +236,13 @@ def extend(
 
     extension = Extension(model, chosen, window, layers, rotary, impl, limits, scaling)
     try:
-        recomputed = ""
         for layer, decision in zip(probed, layers, strict=True):
-            kept = None
-            if decision.extended and keep_far_keys and layer.rotary is not None:
-                recomputed = far_keys.unsupported(model, layer.module, chosen, impl)
-                if not recomputed:
-                    kept = far_keys.FarKeys(chosen, layer.rotary)
-                    extension._hooks.append(layer.module.register_forward_pre_hook(kept, with_kwargs=True))
             if decision.extended:
-                plan = LayerPlan(chosen, layer.rotary, scaling, impl, limits, kept)
+                plan = LayerPlan(chosen, layer.rotary, scaling, impl, limits)
             else:
                 own = Identity() if layer.sliding_window is None else SlidingWindow(layer.sliding_window)
                 plan = LayerPlan(own, layer.rotary, None, impl, None)
-            extension._plans.append(plan)
             extension._changes.set(layer.module, PLAN, plan)
-        if keep_far_keys:
-            extension.far_keys = f"recomputed ({recomputed})" if recomputed else "kept"
         _switch(extension, probed, sliding_window)
         extension._changes.set(model, EXTENSION, extension)
         logger.info("%s", extension)

@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 
 from ropewalk.integrations.transformers import compiled, probe
+from ropewalk.integrations.transformers.far_keys import LAYER, FarKeysLayer
 from ropewalk.integrations.transformers.plan import PLAN, LayerPlan
 from ropewalk.ops.implementations import choose, run, step_of
 from ropewalk.ops.layout import Layout, Step
@@ -124,7 +125,8 @@ def attention_forward(
         )
     layout = attention_mask or Layout(query.shape[2], key.shape[2])
     if not torch.compiler.is_compiling():
-        far_keys = None if plan.far_keys is None else plan.far_keys.view(query, key, value, layout)
+        layer: FarKeysLayer | None = getattr(key, LAYER, None)
+        far_keys = None if layer is None else layer.view(plan, query, key, value, layout)
         call = plan.call(query, key, value, layout, s_aux, scaling, softcap, far_keys)
         name = choose(call, plan.impl)
         step = step_of(call, name)

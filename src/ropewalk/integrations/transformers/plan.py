@@ -9,7 +9,6 @@ from weakref import WeakValueDictionary
 
 from torch import Tensor
 
-from ropewalk.integrations.transformers.far_keys import FarKeys
 from ropewalk.integrations.transformers.limits import Limits
 from ropewalk.maps import PositionMap
 from ropewalk.maps.query_scaling import QueryScaling
@@ -33,7 +32,6 @@ class LayerPlan:
 
     Args:
         limits: lengths to check; None for a layer that is left alone.
-        far_keys: keeps the far view of the layer's keys; None to turn them at every call.
     """
 
     position_map: PositionMap
@@ -41,7 +39,6 @@ class LayerPlan:
     query_scaling: QueryScaling | None
     impl: Implementation
     limits: Limits | None
-    far_keys: FarKeys | None = None
     # Its key in `plans`.
     handle: int = field(init=False)
     # The rotary embedding as the operator wants it, which keeps tables in it.
@@ -53,7 +50,7 @@ class LayerPlan:
         plans[self.handle] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LayerPlan, (self.position_map, self.rotary, self.query_scaling, self.impl, self.limits, self.far_keys)
+        return LayerPlan, (self.position_map, self.rotary, self.query_scaling, self.impl, self.limits)
 
     def call(
         self,
