@@ -23,12 +23,14 @@ from ropewalk.maps import (
 if TYPE_CHECKING:
     from ropewalk.integrations.transformers.extend import Extension, extend, restore
     from ropewalk.integrations.transformers.probe import UnsupportedModelError
+    from ropewalk.integrations.transformers.watch import ModelChangedError
 
 __version__ = "0.1.0"
 
 # What needs transformers, which takes seconds to import: only who asks for it pays.
 _LAZY = {
     "Extension": "ropewalk.integrations.transformers.extend",
+    "ModelChangedError": "ropewalk.integrations.transformers.watch",
     "UnsupportedModelError": "ropewalk.integrations.transformers.probe",
     "extend": "ropewalk.integrations.transformers.extend",
     "restore": "ropewalk.integrations.transformers.extend",
@@ -43,6 +45,7 @@ __all__ = [
     "LMInfinite",
     "LeakyReRoPE",
     "LengthError",
+    "ModelChangedError",
     "PositionMap",
     "ReRoPE",
     "SelfExtend",

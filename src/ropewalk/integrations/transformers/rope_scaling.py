@@ -62,9 +62,13 @@ def fixed_frequencies(model: nn.Module, length: int) -> Iterator[None]:
     Such a model ("dynamic", "longrope") computes its frequencies anew in each forward pass, from the longest position.
     Read in chunks, each chunk would have frequencies of its own, and keys in the cache would keep theirs. Within this
     context a text read in chunks and token by token is what it is in one forward pass of `length` tokens.
-    Other models stay as they are.
+    Other models stay as they are, and so do extended ones, whose frequencies were measured to be the same up to the end
+    of the map.
     """
     with ExitStack() as stack:
+        if hasattr(model, EXTENSION):
+            yield
+            return
         for name, module in list(model.named_modules(remove_duplicate=False)):
             if changes_with_length(module):
                 stack.enter_context(_replaced(model, name, _fixed(module, length)))
