@@ -2,7 +2,7 @@
 
 It takes from the library the matrix of relative positions and nothing else: queries and keys are turned back by the
 model's own frequencies, as complex numbers in float64, and every pair is turned by its relative position. Which pairs
-attend is transformers' own mask.
+attend is transformers' own mask, without those that the map hides.
 """
 
 from contextlib import contextmanager
@@ -31,8 +31,9 @@ def naive_attention(model, name, position_map, extend_sliding=False, query_facto
             turned_back = torch.polar(torch.tensor(1.0).double(), -torch.arange(length)[:, None] * frequencies)
             query_pairs, query_rest = _pairs(query, name, len(frequencies))
             key_pairs, key_rest = _pairs(key, name, len(frequencies))
-            relative = position_map.relative_positions(length)[..., None] * frequencies
-            turned = torch.polar(torch.tensor(1.0).double(), relative)
+            relative = position_map.relative_positions(length)
+            mask = mask & (relative >= 0)
+            turned = torch.polar(torch.tensor(1.0).double(), relative[..., None] * frequencies)
             scores = torch.einsum(
                 "bhmj,bhnj,mnj->bhmn", query_pairs * turned_back, (key_pairs * turned_back).conj(), turned
             ).real

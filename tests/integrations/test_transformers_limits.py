@@ -13,7 +13,6 @@ from transformers import DynamicCache
 
 import ropewalk
 from ropewalk import SELF, LengthError, SelfExtend
-from ropewalk.maps.sliding_window import SlidingWindow
 from ropewalk.testing import tiny_model
 
 # On a trained window of 64: relative positions reach 63 at 120 tokens.
@@ -48,12 +47,21 @@ def test_a_target_that_nothing_reaches():
         ropewalk.extend(shared("llama"), SHORT, target_length=100_000)
 
 
+class Careless(SelfExtend):
+    """A map of somebody else's that does not keep to eq. 5."""
+
+    @classmethod
+    def for_length(cls, target_length, trained_window):
+        return cls(2, 8)
+
+
 def test_what_is_in_use_is_not_suggested():
     with (
-        extended("llama", SlidingWindow.for_length(70, 64)),
-        pytest.warns(UserWarning, match=re.escape(f"{SlidingWindow(64)} is recommended up to 32")) as caught,
+        extended("llama", Careless.for_length(70, 64)) as extension,
+        pytest.warns(UserWarning, match=re.escape(f"{Careless(2, 8)} is recommended up to {RECOMMENDED}")) as caught,
     ):
         shared("llama")(text(70))
+    assert extension.recommended_length == RECOMMENDED
     assert str(caught[0].message).endswith(f"(eq. 5). {SelfExtend.for_length(70, 64)} would do.")
 
 
