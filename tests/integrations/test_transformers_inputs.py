@@ -21,6 +21,7 @@ from transformers import (
 )
 
 import ropewalk
+from ropewalk.integrations.transformers.inputs import Inputs
 from ropewalk.testing import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:a text of")
@@ -194,6 +195,34 @@ def test_caches_whose_slots_are_not_positions_are_refused(kept, new, masked):
         positions = torch.arange(50, 50 + new)[None]
         with pytest.raises(ValueError, match=f"go on at 50, and the cache holds {slots} slots before them"):
             model(ids[:, :new], position_ids=positions, past_key_values=cache, **more)
+
+
+def as_on_a_device(model):
+    """The hook of an extended model, which then takes tokens to lie where reading them would wait."""
+    [hook] = [hook for hook in model.model._forward_pre_hooks.values() if isinstance(hook, Inputs)]
+    hook.decodes_fused = True
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_pruned_caches_are_refused_on_a_device(kept):
+    """Where the positions of single tokens are read only when the cache is not as the last pass left it."""
+    model, ids = shared("llama"), text(60)
+    with extended("llama"):
+        expected = logits(model, ids)
+        as_on_a_device(model)
+        cache = DynamicCache(config=model.config)
+        parts = [logits(model, ids[:, :47], past_key_values=cache)]
+        for step in (47, 48, 49):
+            arguments = {"position_ids": torch.tensor([[step]]), "past_key_values": cache}
+            parts.append(logits(model, ids[:, step : step + 1], **arguments))
+        assert_close(torch.cat(parts, dim=1), expected[:, :50], **CLOSE)
+        cache.crop(-3)  # positions are read, and are right
+        position = torch.tensor([[47]])
+        assert_close(logits(model, ids[:, 47:48], position_ids=position, past_key_values=cache), parts[1], **CLOSE)
+        logits(model, ids[:, 48:50], past_key_values=cache)
+        pruned(cache, torch.tensor(KEPT[kept]))
+        with pytest.raises(ValueError, match=f"go on at 50, and the cache holds {len(KEPT[kept])} slots"):
+            model(ids[:, :1], position_ids=torch.tensor([[50]]), past_key_values=cache)
 
 
 def test_positions_that_follow_the_cache():

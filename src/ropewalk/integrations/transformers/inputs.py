@@ -14,12 +14,15 @@ from transformers.cache_utils import Cache
 
 from ropewalk.ops.layout import Layout
 
+# The attribute of a cache that says how many tokens the last forward pass left in it.
+_LENGTH = "ropewalk_length"
+
 
 @dataclass
 class Inputs:
     """A forward pre-hook (with keyword arguments) of the module that is given the tokens and makes the masks.
 
-    It reads nothing that lies on a device when there is one token a row.
+    It reads nothing that lies on a device when there is one token a row, and the cache is as the last pass left it.
 
     Args:
         decodes_fused: whether impl="fused" takes decode steps on the CPU, as it does on CUDA devices.
@@ -39,18 +42,25 @@ class Inputs:
         given = {**dict(zip(_parameters(type(module).forward), args, strict=False)), **kwargs} if args else kwargs
         tokens = given.get("input_ids")
         tokens = given.get("inputs_embeds") if tokens is None else tokens
-        if tokens is None or (tokens.shape[1] == 1 and (self.decodes_fused or tokens.device.type != "cpu")):
+        if tokens is None:
             return None
-        positions, mask = given.get("position_ids"), given.get("attention_mask")
-        used = given.get("past_key_values")
-        past = int(used.get_seq_length()) if isinstance(used, Cache) else 0
+        used, queries = given.get("past_key_values"), tokens.shape[1]
+        past: int | Tensor = used.get_seq_length() if isinstance(used, Cache) else 0
+        # A static cache counts on its device, and loses no keys.
+        as_left = isinstance(past, Tensor) or past == getattr(used, _LENGTH, 0)
+        if not (queries == 1 and as_left and (self.decodes_fused or tokens.device.type != "cpu")):
+            self._check(tokens, given.get("position_ids"), given.get("attention_mask"), used, int(past))
+        if isinstance(used, Cache) and isinstance(past, int):
+            setattr(used, _LENGTH, past + queries)
+        return None
+
+    def _check(self, tokens: Tensor, positions: Tensor | None, mask: Any, used: Any, past: int) -> None:
         if positions is not None:
             text = _one_axis(positions, mask)
             if past and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
                 _check_follow(text.expand(len(tokens), -1), past, mask)
         if isinstance(used, Cache):
             self._check_cache(used, past + tokens.shape[1], tokens, mask)
-        return None
 
     def _check_cache(self, used: Cache, length: int, tokens: Tensor, mask: Any) -> None:
         if self.without_windows:
