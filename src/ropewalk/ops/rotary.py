@@ -52,11 +52,10 @@ class Tables:
         with self._lock:
             kept = self._angles.pop(key, None)
             have = 0 if kept is None else kept.shape[1]
-            if tokens > have:
+            if kept is None or tokens > have:
                 # A decoding text grows by one token a step: room for more is made at once.
                 grown = make(have, tokens + max(256, tokens // 8))
                 kept = grown if kept is None else torch.cat((kept, grown), dim=1)
-            assert kept is not None
             self._angles[key] = kept
             while len(self._angles) > _ANGLES_KEPT:
                 self._angles.popitem(last=False)
