@@ -83,7 +83,7 @@ def attention(
         query,
         key,
         value,
-        position_map if isinstance(position_map, PositionMap) else next(iter(position_map), Identity()),
+        position_map if isinstance(position_map, PositionMap) else next(iter(maps or ()), Identity()),
         Rotary.none() if rotary is None else rotary,
         layout,
         max(query.shape[-1], 1) ** -0.5 if scale is None else scale,

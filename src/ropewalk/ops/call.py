@@ -251,6 +251,8 @@ def _head_problem(call: Call) -> str | None:
             return f"{name} must be one number a head, shape ({heads},), got {tuple(x.shape)}"
         if x.dtype not in _DTYPES or x.device != call.query.device:
             return f"{name} must be floating-point numbers on {call.query.device}, got {x.dtype} on {x.device}"
+    if call.slopes is not None and any(one.by_pair for one in call.head_maps or (call.position_map,)):
+        return "slopes need one position a token, and the map has positions by rotary dimension"
     if call.head_maps is not None and len(call.head_maps) != key_heads:
         return f"maps must be one for each of {key_heads} key heads, got {len(call.head_maps)}"
     return None
@@ -270,8 +272,6 @@ def _extra_problem(call: Call) -> str | None:
                 return f"positions of {name} must be on {call.query.device}, got {x.device}"
         if call.positions.queries.ndim != call.positions.keys.ndim:
             return "positions of queries and of keys must both be of tokens, or both of their pairs"
-    if call.slopes is not None and any(one.by_pair for one in call.head_maps or (call.position_map,)):
-        return "slopes need one position a token, and the map has positions by rotary dimension"
     if call.pages is not None:
         pages = call.pages
         for x in (pages.table, pages.lengths, pages.query_starts):

@@ -179,10 +179,11 @@ def rerotated(x: Tensor, function: PositionFunction, begin: int, rotary: Rotary)
 
 
 def far_band(position_map: PositionMap) -> Band | None:
-    """The band whose keys are turned, if it is the only one and goes on to the first key: its view of the keys can be
-    kept."""
+    """The band whose keys are turned, if it is the only one and goes from the first key to a diagonal: its view of the
+    keys can be kept."""
     *near, far = position_map.bands
-    return far if far.low.is_beginning and not far.is_true and all(band.is_true for band in near) else None
+    only = far.low.is_beginning and not far.is_true and all(band.is_true for band in near)
+    return far if only and far.high.is_diagonal else None
 
 
 def band_keys(key: Tensor, band: Band, begin: int, end: int, rotary: Rotary, far_keys: Tensor | None) -> Tensor:
