@@ -43,8 +43,10 @@ over_fast = pytest.mark.parametrize("impl", FAST)
 over_maps = pytest.mark.parametrize("position_map", SOME_MAPS, ids=str)
 
 # Queries without far keys are never turned: the interpreter's numpy warns of what their memory happens to hold.
-IGNORED = [f"{what}.*:RuntimeWarning" for what in ("overflow encountered", "invalid value encountered", "All-NaN slice")]
-pytestmark = [pytest.mark.filterwarnings(f"ignore:{warning}") for warning in IGNORED]
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{what}:RuntimeWarning")
+    for what in ("overflow encountered", "invalid value encountered", "All-NaN slice")
+]
 
 
 def tensors(impl, *shape, dtype=torch.float32):
@@ -341,9 +343,7 @@ def test_gradients_are_never_lost(impl, queries):
         arguments[name].requires_grad_()
         with pytest.raises(ValueError, match=rf"impl={impl!r} does not take gradients"):
             attention(*list(arguments.values())[:3], SelfExtend(3, 8), None, sinks=arguments["sinks"], impl=impl)
-        assert attention(
-            *list(arguments.values())[:3], SelfExtend(3, 8), None, sinks=arguments["sinks"]
-        ).requires_grad
+        assert attention(*list(arguments.values())[:3], SelfExtend(3, 8), None, sinks=arguments["sinks"]).requires_grad
         with torch.inference_mode():
             attention(*list(arguments.values())[:3], SelfExtend(3, 8), None, sinks=arguments["sinks"], impl=impl)
 

@@ -17,10 +17,12 @@ over_impls = pytest.mark.parametrize("impl", ["auto", *IMPLEMENTATIONS])
 SHAPES = {"query": (1, 2, 3, 8), "key": (1, 2, 3, 8), "value": (1, 2, 3, 8)}
 
 
-def refused(message, impl="auto", position_map=SelfExtend(2, 2), rotary=None, tensors=None, **options):
+def refused(message, impl="auto", position_map=None, rotary=None, tensors=None, **options):
     given = {name: torch.zeros(shape) for name, shape in SHAPES.items()} | (tensors or {})
     with pytest.raises(ValueError, match=message):
-        attention(*given.values(), position_map, rotary, impl=impl, **options)
+        attention(
+            *given.values(), SelfExtend(2, 2) if position_map is None else position_map, rotary, impl=impl, **options
+        )
 
 
 @over_impls
@@ -170,7 +172,9 @@ def test_a_map_for_each_key_head(maps, impl):
 
 
 def test_every_shape_is_in_the_error():
-    refused(r"; query \(1, 3, 3, 8\), key \(1, 2, 3, 8\), value \(1, 2, 3, 8\)", tensors={"query": torch.zeros(1, 3, 3, 8)})
+    refused(
+        r"; query \(1, 3, 3, 8\), key \(1, 2, 3, 8\), value \(1, 2, 3, 8\)", tensors={"query": torch.zeros(1, 3, 3, 8)}
+    )
 
 
 def test_a_call_without_layout():

@@ -7,7 +7,17 @@ import torch
 from tensors import random_rotary, random_tensors
 from torch.testing import assert_close
 
-from ropewalk.maps import SELF, DualChunk, Identity, LeakyReRoPE, LMInfinite, ReRoPE, SelfExtend, SlidingWindow, StreamingLLM
+from ropewalk.maps import (
+    SELF,
+    DualChunk,
+    Identity,
+    LeakyReRoPE,
+    LMInfinite,
+    ReRoPE,
+    SelfExtend,
+    SlidingWindow,
+    StreamingLLM,
+)
 from ropewalk.ops import Layout, attention
 from ropewalk.ops.rotary import far_band, rerotated
 

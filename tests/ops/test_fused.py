@@ -1,4 +1,4 @@
-"""impl="fused": what it waits for, what it does not take, which kernels it chooses. Its numbers are in `test_attention`."""
+"""impl="fused": what it waits for, does not take, and which kernels it chooses. `test_attention` has its numbers."""
 
 from __future__ import annotations
 

@@ -54,7 +54,11 @@ def test_choice_is_explained(caplog):
 
 @pytest.mark.parametrize(
     ("change", "impl"),
-    [({"softcap": 2.0}, "blocks"), ({"slopes": torch.ones(2)}, "reference"), ({"key_scale": torch.ones(1)}, "reference")],
+    [
+        ({"softcap": 2.0}, "blocks"),
+        ({"slopes": torch.ones(2)}, "reference"),
+        ({"key_scale": torch.ones(1)}, "reference"),
+    ],
     ids=str,
 )
 def test_what_a_named_one_lacks_is_an_error_that_says_what_would_do(change, impl):

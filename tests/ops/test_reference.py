@@ -77,9 +77,7 @@ def test_positions_in_padded_rows():
     slots = torch.arange(40).expand(2, -1)
     layout, scaling = Layout(9, 40, key_mask=mask), QueryScaling("log-n", 16)
     positions = Positions((slots[:, -9:] + 3).clone(), torch.where(mask, slots + 3, -1000))
-    output = attention(
-        q, k, v, SelfExtend(3, 8), rotary, layout=layout, positions=positions, query_scaling=scaling
-    )
+    output = attention(q, k, v, SelfExtend(3, 8), rotary, layout=layout, positions=positions, query_scaling=scaling)
     for row in range(2):
         one, keys = slice(row, row + 1), slots[row : row + 1, mask[row]] + 3
         alone = attention(

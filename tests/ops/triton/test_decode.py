@@ -10,7 +10,7 @@ import triton_interpreter  # noqa: F401
 from tensors import DEVICE, random_rotary, random_tensors
 from torch.testing import assert_close
 
-from ropewalk.maps import SELF, DualChunk, Identity, LeakyReRoPE, ReRoPE, SelfExtend, SlidingWindow, StreamingLLM
+from ropewalk.maps import SELF, DualChunk, Identity, LeakyReRoPE, SelfExtend, SlidingWindow, StreamingLLM
 from ropewalk.ops import Rotary, attention
 from ropewalk.ops.call import Call
 from ropewalk.ops.layout import Step

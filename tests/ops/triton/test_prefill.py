@@ -40,7 +40,9 @@ def edges_of(near, far_first=None):
     return {"near_low": low, "far_high": low if far_first is None else Edge(back=far_first - 1)}
 
 
-def attend(query, key, value, far_query, far_key, scale, config=SMALL, near_low=BEGINNING, far_high=BEGINNING, **options):
+def attend(
+    query, key, value, far_query, far_key, scale, config=SMALL, near_low=BEGINNING, far_high=BEGINNING, **options
+):
     options = {"near_low": near_low, **options}
     if far_query is not None:
         options |= {"far_query": far_query, "far_key": far_key, "far_high": far_high}
