@@ -1,7 +1,6 @@
 """impl="fused" in an extended model. The kernels have tests of their own; here the specification stands in for them."""
 
-import sys
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,15 +11,14 @@ from torch.testing import assert_close
 from transformers import CompileConfig, DynamicCache, StaticCache
 
 import ropewalk
-from ropewalk import ops
 from ropewalk.integrations.transformers import compiled as operators
 from ropewalk.integrations.transformers.functions import layout_mask
 from ropewalk.maps.query_scaling import QueryScaling
-from ropewalk.ops import api, reference
+from ropewalk.ops import fused, reference
 from ropewalk.testing import tiny_model
 
-over_models = pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "gpt-neox", "gpt-oss"])
-over_backends = pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+MODELS = ["llama", "gemma2", "gemma3", "gpt-neox", "gpt-oss"]
+over_models = pytest.mark.parametrize("name", MODELS)
 
 # torch and transformers warn about themselves while they trace.
 pytestmark = pytest.mark.filterwarnings(
@@ -33,25 +31,22 @@ def steps(monkeypatch):
     """Stands in for the kernels; a list of the steps that were taken."""
     taken = []
 
-    def attend(q, k, v, position_map, rotary, scale, softcap=None, sinks=None, far_keys=None):
-        return reference.attend(q, k, v, position_map, rotary, scale, softcap, sinks).to(q.dtype)
-
-    def attend_step(q, k, v, position_map, rotary, step, scale, softcap=None, sinks=None):
+    def attend_step(call, step):
         taken.append(step)
-        output = torch.zeros_like(q)
-        for row in range(len(q)):
+        output = torch.zeros_like(call.query)
+        for row in range(len(output)):
             one = slice(row, row + 1)
             first = 0 if step.first_slots is None else step.first_slots.tolist()[row]
-            end = k.shape[2] if step.lengths is None else step.lengths.tolist()[row]
+            end = call.key.shape[2] if step.lengths is None else step.lengths.tolist()[row]
             if first < end:
-                tensors = (q[one], k[one, :, first:end], v[one, :, first:end])
-                output[one] = reference.attend(*tensors, position_map, rotary, scale, softcap, sinks)
+                key, value = call.key[one, :, first:end], call.value[one, :, first:end]
+                [(_, part)] = replace(call, query=call.query[one], key=key, value=value, layout=None).parts()
+                output[one] = reference.attend(part)
         return output
 
-    stub = SimpleNamespace(attend=attend, attend_step=attend_step)
-    monkeypatch.setitem(sys.modules, "ropewalk.ops.fused", stub)
-    monkeypatch.setattr(ops, "fused", stub, raising=False)
-    monkeypatch.setattr(api, "_NO_KERNELS", None)
+    monkeypatch.setattr(fused, "attend", reference.attend)
+    monkeypatch.setattr(fused, "attend_step", attend_step)
+    monkeypatch.setattr(fused, "_NO_KERNELS", None)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     torch._dynamo.reset()
     yield taken
@@ -75,8 +70,10 @@ def test_decode(name, steps):
     assert len(steps) == 2 * 15 * model.config.num_hidden_layers
 
 
-@over_models
-@pytest.mark.parametrize("compiled", [False, True])
+# Compiled are those with softcap and with sinks, which reach the kernels as arguments of a compiled operator.
+@pytest.mark.parametrize(
+    ("name", "compiled"), [*((name, False) for name in MODELS), ("gemma2", True), ("gpt-oss", True)]
+)
 def test_left_padded_rows(name, compiled, steps):
     model, texts, following = shared(name), rows(), rows((4, 4, 4), seed=10)
     ids, mask = left_padded(texts, 50)
@@ -115,8 +112,7 @@ def test_rows_with_gaps_take_the_long_way(steps):
             compiled(ids[:, 39:], **step)
 
 
-@over_backends
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize(("name", "backend"), [("llama", "eager"), ("gemma3", "aot_eager")])
 def test_compiled_decode(name, backend, steps):
     model, ids = tiny_model(name), text(40)
     compiled = torch.compile(model.forward, backend=backend)
@@ -201,7 +197,7 @@ def test_a_step_reads_nothing_on_the_host(query_scaling, steps, monkeypatch):
         def refuse(self, *arguments, **options):
             raise AssertionError("a tensor was read on the host")
 
-        monkeypatch.setattr(sys.modules["ropewalk.ops.fused"], "attend_step", lambda q, *rest: q.clone())
+        monkeypatch.setattr(fused, "attend_step", lambda call, step: call.query.clone())
         monkeypatch.setattr(torch, "_assert_async", lambda condition, message: None)  # reads, but on the device
         for name in ("item", "tolist", "cpu", "numpy", "__int__", "__bool__", "__float__", "__index__"):
             monkeypatch.setattr(Tensor, name, refuse)

@@ -160,3 +160,19 @@ def test_prefill_kernel_is_explained(caplog):
             attention(q, k, v, SelfExtend(2, 2), None, impl="fused")
     assert len(caplog.messages) == 1
     assert "prefill runs on the portable kernel; the one for Hopper GPUs does not take" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("queries", [1, 12])
+def test_tokens_that_lie_far_apart(queries):
+    """Offsets within a tile are 32 bits: what strides too large for that lead to is copied first, or read by 64."""
+    q, k, v = tensors(1, 1, 1, queries, 20, 16, torch.bfloat16)
+    rotary = rotary_of(16)
+
+    def apart(x):
+        # Only the pages that are written exist.
+        room = torch.empty(x.shape[2] << 23, dtype=x.dtype, device=DEVICE)
+        return room.as_strided(x.shape, (0, 0, 1 << 23, 1)).copy_(x)
+
+    for position_map in (SelfExtend(3, 8), SELF(5, 0.3, 6, "distance")):
+        expected = attention(q, k, v, position_map, rotary, impl="fused")
+        assert torch.equal(attention(apart(q), apart(k), apart(v), position_map, rotary, impl="fused"), expected)

@@ -83,7 +83,8 @@ def _rerotate(first, second, to, come, frequencies, out, tokens: tl.constexpr, p
         Edge(13, 7),
         Edge(-1, 3),
         Edge(4, 1, 9),
-        Edge(6, 5, 11), Edge(1 << 40),
+        Edge(6, 5, 11),
+        Edge(1 << 40),
     ],
     ids=str,
 )
