@@ -1,7 +1,6 @@
 """impl="fused" in an extended model. The kernels have tests of their own; here the specification stands in for them."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,8 +17,8 @@ from ropewalk.maps.query_scaling import QueryScaling
 from ropewalk.ops import fused, reference
 from ropewalk.testing import tiny_model
 
-over_models = pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "gpt-neox", "gpt-oss"])
-over_backends = pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+MODELS = ["llama", "gemma2", "gemma3", "gpt-neox", "gpt-oss"]
+over_models = pytest.mark.parametrize("name", MODELS)
 
 # torch and transformers warn about themselves while they trace.
 pytestmark = pytest.mark.filterwarnings(
@@ -32,10 +31,7 @@ def steps(monkeypatch):
     """Stands in for the kernels; a list of the steps that were taken."""
     taken = []
 
-    def attend(call):
-        return reference.attend(call).to(call.query.dtype)
-
-    def decode(call, step):
+    def attend_step(call, step):
         taken.append(step)
         output = torch.zeros_like(call.query)
         for row in range(len(output)):
@@ -43,12 +39,13 @@ def steps(monkeypatch):
             first = 0 if step.first_slots is None else step.first_slots.tolist()[row]
             end = call.key.shape[2] if step.lengths is None else step.lengths.tolist()[row]
             if first < end:
-                key, value = (x[one, :, first:end] for x in (call.key, call.value))
-                output[one] = attend(replace(call, query=call.query[one], key=key, value=value, layout=None))
+                key, value = call.key[one, :, first:end], call.value[one, :, first:end]
+                [(_, part)] = replace(call, query=call.query[one], key=key, value=value, layout=None).parts()
+                output[one] = reference.attend(part)
         return output
 
-    monkeypatch.setattr(fused, "attend", attend)
-    monkeypatch.setattr(fused, "kernel", {"decode": SimpleNamespace(attend=decode)}.__getitem__)
+    monkeypatch.setattr(fused, "attend", reference.attend)
+    monkeypatch.setattr(fused, "attend_step", attend_step)
     monkeypatch.setattr(fused, "_NO_KERNELS", None)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     torch._dynamo.reset()
@@ -73,8 +70,10 @@ def test_decode(name, steps):
     assert len(steps) == 2 * 15 * model.config.num_hidden_layers
 
 
-@over_models
-@pytest.mark.parametrize("compiled", [False, True])
+# Compiled are those with softcap and with sinks, which reach the kernels as arguments of a compiled operator.
+@pytest.mark.parametrize(
+    ("name", "compiled"), [*((name, False) for name in MODELS), ("gemma2", True), ("gpt-oss", True)]
+)
 def test_left_padded_rows(name, compiled, steps):
     model, texts, following = shared(name), rows(), rows((4, 4, 4), seed=10)
     ids, mask = left_padded(texts, 50)
@@ -106,15 +105,14 @@ def test_rows_with_gaps_take_the_long_way(steps):
         step = {"attention_mask": mask, "position_ids": counted(mask)[:, 39:], "past_key_values": cache}
         assert_close(logits(model, ids[:, 39:], **step), logits(model, ids, **arguments)[:, 39:], **CLOSE)
         assert steps == []
-        # A compiled step does not take it.
+        # A compiled step takes the padding as given, and has the device check it.
         compiled = torch.compile(model.forward, backend="aot_eager")
         cache.crop(-1)
-        with pytest.raises(ValueError, match="padded on the left only, and key_mask has gaps"):
+        with pytest.raises(RuntimeError, match="padded on the left only, and key_mask has gaps"):
             compiled(ids[:, 39:], **step)
 
 
-@over_backends
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize(("name", "backend"), [("llama", "eager"), ("gemma3", "aot_eager")])
 def test_compiled_decode(name, backend, steps):
     model, ids = tiny_model(name), text(40)
     compiled = torch.compile(model.forward, backend=backend)
@@ -199,8 +197,7 @@ def test_a_step_reads_nothing_on_the_host(query_scaling, steps, monkeypatch):
         def refuse(self, *arguments, **options):
             raise AssertionError("a tensor was read on the host")
 
-        kernel = SimpleNamespace(attend=lambda call, step: call.query.clone())
-        monkeypatch.setattr(fused, "kernel", lambda name: kernel)
+        monkeypatch.setattr(fused, "attend_step", lambda call, step: call.query.clone())
         monkeypatch.setattr(torch, "_assert_async", lambda condition, message: None)  # reads, but on the device
         for name in ("item", "tolist", "cpu", "numpy", "__int__", "__bool__", "__float__", "__index__"):
             monkeypatch.setattr(Tensor, name, refuse)

@@ -3,9 +3,12 @@
 - numpy >= 2.4 no longer turns an array of one element into an index, as loop bounds need.
 - bfloat16 lives in uint16 arrays, whose bits `tl.dot` multiplies as if they were whole numbers.
 - float32 is cut down to bfloat16 where a GPU rounds to nearest even.
+- `triton.language` is searched for what to replace whenever one device function calls another, a third of all time.
 """
 
 from __future__ import annotations
+
+import inspect
 
 import numpy as np
 import triton.language as tl
@@ -51,6 +54,15 @@ def _repair():
 
         return convert
 
+    original_patch = interpreter._patch_lang
+
+    def patch_lang(function):
+        used = [value for value in function.__globals__.values() if inspect.ismodule(value) and value in (tl, tl.core)]
+        if any(tl.core.is_builtin(language.load) for language in used):
+            return original_patch(function)
+        return interpreter._LangPatchScope()  # all is replaced; what did it restores it
+
+    interpreter._patch_lang = patch_lang
     interpreter._patch_lang_tensor = patch_lang_tensor
     builder.create_dot = create_dot
     for name in original_casts:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ropewalk.maps import PositionMap
+from ropewalk.maps import Identity, PositionMap
 from ropewalk.maps.query_scaling import QueryScaling
 from ropewalk.ops.call import Call, Pages, Positions, check, check_start, side_by_side
 from ropewalk.ops.implementations import Implementation, check_name, choose, run, step_of
@@ -83,7 +83,7 @@ def attention(
         query,
         key,
         value,
-        position_map if isinstance(position_map, PositionMap) else position_map[0],
+        position_map if isinstance(position_map, PositionMap) else next(iter(maps or ()), Identity()),
         Rotary.none() if rotary is None else rotary,
         layout,
         max(query.shape[-1], 1) ** -0.5 if scale is None else scale,

@@ -251,6 +251,8 @@ def _head_problem(call: Call) -> str | None:
             return f"{name} must be one number a head, shape ({heads},), got {tuple(x.shape)}"
         if x.dtype not in _DTYPES or x.device != call.query.device:
             return f"{name} must be floating-point numbers on {call.query.device}, got {x.dtype} on {x.device}"
+    if call.slopes is not None and any(one.by_pair for one in call.head_maps or (call.position_map,)):
+        return "slopes need one position a token, and the map has positions by rotary dimension"
     if call.head_maps is not None and len(call.head_maps) != key_heads:
         return f"maps must be one for each of {key_heads} key heads, got {len(call.head_maps)}"
     return None
@@ -266,8 +268,15 @@ def _extra_problem(call: Call) -> str | None:
             shapes = {(batch, tokens), (batch, tokens, call.rotary.pairs)}
             if tuple(x.shape) not in shapes or x.dtype != torch.int64:
                 return f"positions of {name} must be int64 {(batch, tokens)}, got {x.dtype} {tuple(x.shape)}"
+            if x.device != call.query.device:
+                return f"positions of {name} must be on {call.query.device}, got {x.device}"
+        if call.positions.queries.ndim != call.positions.keys.ndim:
+            return "positions of queries and of keys must both be of tokens, or both of their pairs"
     if call.pages is not None:
         pages = call.pages
+        for x in (pages.table, pages.lengths, pages.query_starts):
+            if x.dtype not in (torch.int32, torch.int64):
+                return f"tensors of pages must be int32 or int64, got {x.dtype}"
         texts = pages.table.shape[0]
         if pages.table.ndim != 2 or pages.lengths.shape != (texts,) or pages.query_starts.shape != (texts + 1,):
             return (

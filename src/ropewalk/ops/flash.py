@@ -97,8 +97,8 @@ def _strips(band: Band, first: int, stop: int, call: Call) -> Iterator[_Strip]:
         return
     if band.distances is not None:
         first = max(first, band.first_query)
-        if first < stop:
-            window = None if band.low.is_beginning else band.low.back - band.high.back
+        window = None if band.low.is_beginning else band.low.back - band.high.back
+        if first < stop and window != 0:
             yield _Strip(first, stop, band.low(first), band.high(stop - 1), True, window)
         return
     cuts = {first, stop, *_cuts(band.low, first, stop), *_cuts(band.high, first, stop)}

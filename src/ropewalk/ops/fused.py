@@ -157,7 +157,7 @@ def _runs(call: Call) -> Iterator[tuple[Call, tuple[Band, ...]]]:
 def _passes(bands: tuple[Band, ...], keys: int) -> tuple[list[tuple[Band, Band | None]], list[Band]]:
     """What each pass sees near and far, and the narrow bands. The nearest band and the one that goes on to the first
     key share a pass; each other one that is not narrow has its own."""
-    nearest, *farther = (band for band in bands if band.first_query < max(keys, 1))
+    nearest, *farther = (band for band in bands if band.high(keys - 1) > 0)
     far = farther.pop() if farther and farther[-1].low.is_beginning else None
     strips = [band for band in farther if kernel("narrow_keys").is_narrow(band)]
     others = [(band, None) for band in farther if band not in strips]

@@ -121,6 +121,7 @@ def run(call: Call, name: str, step: Step | None = None) -> Tensor:
         return call.query.new_zeros((batch, heads, queries, call.value.shape[3]))
     if not call.query.stride(-1) == call.key.stride(-1) == call.value.stride(-1) == 1:
         call.query, call.key, call.value = map(side_by_side, (call.query, call.key, call.value))
+    call.sinks = side_by_side(call.sinks)
     chosen = module(name)
     if step is not None:
         return cast(SteppingModule, chosen).attend_step(call, step)

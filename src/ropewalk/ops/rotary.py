@@ -52,11 +52,10 @@ class Tables:
         with self._lock:
             kept = self._angles.pop(key, None)
             have = 0 if kept is None else kept.shape[1]
-            if tokens > have:
+            if kept is None or tokens > have:
                 # A decoding text grows by one token a step: room for more is made at once.
                 grown = make(have, tokens + max(256, tokens // 8))
                 kept = grown if kept is None else torch.cat((kept, grown), dim=1)
-            assert kept is not None
             self._angles[key] = kept
             while len(self._angles) > _ANGLES_KEPT:
                 self._angles.popitem(last=False)
@@ -180,10 +179,11 @@ def rerotated(x: Tensor, function: PositionFunction, begin: int, rotary: Rotary)
 
 
 def far_band(position_map: PositionMap) -> Band | None:
-    """The band whose keys are turned, if it is the only one and goes on to the first key: its view of the keys can be
-    kept."""
+    """The band whose keys are turned, if it is the only one and goes from the first key to a diagonal: its view of the
+    keys can be kept."""
     *near, far = position_map.bands
-    return far if far.low.is_beginning and not far.is_true and all(band.is_true for band in near) else None
+    only = far.low.is_beginning and not far.is_true and all(band.is_true for band in near)
+    return far if only and far.high.is_diagonal else None
 
 
 def band_keys(key: Tensor, band: Band, begin: int, end: int, rotary: Rotary, far_keys: Tensor | None) -> Tensor:

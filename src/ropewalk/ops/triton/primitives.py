@@ -109,8 +109,9 @@ def softmax_step(
 
 @triton.jit
 def load_sink(sinks: tl.tensor, head: tl.tensor) -> tl.tensor:
-    """A head's sink as a score in powers of two."""
-    return tl.minimum(tl.load(sinks + head).to(tl.float32), LARGEST_SINK) * LOG2_E
+    """A head's sink as a score in powers of two; one that is no number stays none."""
+    sink = tl.load(sinks + head).to(tl.float32)
+    return tl.minimum(sink, LARGEST_SINK, propagate_nan=tl.PropagateNan.ALL) * LOG2_E
 
 
 @triton.jit

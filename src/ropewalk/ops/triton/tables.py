@@ -57,7 +57,7 @@ def make_table(bands: Iterable[Band], capacity: int, device: torch.device) -> Ba
             *edge_numbers(band.high),
             *numbers(band.query_positions),
             *numbers(band.key_positions),
-            *(function.size if isinstance(function, Grouped) else 0 for function in band.functions),
+            *(min(function.size, NO_END.value) if isinstance(function, Grouped) else 0 for function in band.functions),
         )
         for band in seen
     ]

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from ropewalk.ops.triton.between import BetweenConfig
 
 from ropewalk.ops.triton import tuned as data
 from ropewalk.ops.triton.decode import Config
+from ropewalk.ops.triton.narrow import NarrowConfig
 from ropewalk.ops.triton.prefill import PrefillConfig
 from ropewalk.ops.triton.tuned import tuned
 
-KINDS = {"prefill": PrefillConfig, "decode": Config, "between": BetweenConfig}
+KINDS = {"prefill": PrefillConfig, "decode": Config, "narrow": NarrowConfig}
 
 
 @pytest.fixture

@@ -6,11 +6,9 @@ import weakref
 import numpy
 import pytest
 import torch
-
-pytest.importorskip("triton")
-
-from ropewalk.ops.triton.hopper import _layout, can_be_described, descriptor
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from ropewalk.ops.triton.hopper_prefill import _layout, can_be_described, descriptor
 
 
 @pytest.mark.parametrize(

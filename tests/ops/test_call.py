@@ -1,0 +1,194 @@
+"""What the operator refuses: in one place, whatever the implementation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tensors import IMPLEMENTATIONS, random_rotary
+
+from ropewalk.maps import Identity, SelfExtend
+from ropewalk.ops import Layout, Pages, Positions, attention
+from ropewalk.ops.call import Call, check, side_by_side
+
+over_impls = pytest.mark.parametrize("impl", ["auto", *IMPLEMENTATIONS])
+
+SHAPES = {"query": (1, 2, 3, 8), "key": (1, 2, 3, 8), "value": (1, 2, 3, 8)}
+
+
+def refused(message, impl="auto", position_map=None, rotary=None, tensors=None, **options):
+    given = {name: torch.zeros(shape) for name, shape in SHAPES.items()} | (tensors or {})
+    with pytest.raises(ValueError, match=message):
+        attention(
+            *given.values(), SelfExtend(2, 2) if position_map is None else position_map, rotary, impl=impl, **options
+        )
+
+
+@over_impls
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"query": (2, 3, 8)}, r"tensors must be \(batch, heads, tokens, head_dim\); query \(2, 3, 8\)"),
+        ({"value": (1, 2, 4, 8)}, "key and value heads or lengths differ"),
+        ({"value": (1, 1, 3, 8)}, "key and value heads or lengths differ"),
+        ({"query": (1, 3, 3, 8)}, "multiple of key heads"),
+        ({"query": (2, 2, 3, 8)}, "batch sizes differ"),
+        ({"query": (1, 2, 3, 6)}, "head dimensions differ"),
+        ({"query": (1, 2, 4, 8)}, "there are more queries than keys"),
+        ({"query": (1, 0, 3, 8)}, "multiple of key heads, 1 or more of either"),
+        ({"key": (1, 0, 3, 8), "value": (1, 0, 3, 8)}, "multiple of key heads, 1 or more of either"),
+        ({"query": (1, 0, 3, 8), "key": (1, 0, 3, 8), "value": (1, 0, 3, 8)}, "1 or more of either"),
+        ({"query": (1, 2, 3, 0), "key": (1, 2, 3, 0)}, "head_dim must be 1 or more"),
+        ({"query": (0, 0, 0, 0), "key": (0, 0, 0, 0), "value": (0, 0, 0, 0)}, "head_dim must be 1 or more"),
+    ],
+    ids=str,
+)
+def test_shapes(shapes, message, impl):
+    refused(message, impl, tensors={name: torch.zeros(shape) for name, shape in shapes.items()})
+
+
+@over_impls
+@pytest.mark.parametrize("name", ["scale", "softcap"])
+@pytest.mark.parametrize("number", [0, 0.0, -0.0, -1.0, math.nan, math.inf, -math.inf])
+def test_scale_and_softcap(name, number, impl):
+    refused(rf"{name} must be above 0, and finite, got {number}", impl, **{name: number})
+
+
+@over_impls
+@pytest.mark.parametrize(
+    ("sinks", "message"),
+    [
+        (torch.zeros(1), r"sinks must be one number a head, shape \(2,\), got \(1,\)"),
+        (torch.zeros(3), r"shape \(2,\), got \(3,\)"),
+        (torch.zeros(2, 1), r"shape \(2,\), got \(2, 1\)"),
+        (torch.zeros(()), r"shape \(2,\), got \(\)"),
+        (torch.zeros(1, 2), r"shape \(2,\), got \(1, 2\)"),
+        (torch.zeros(2, dtype=torch.int64), r"floating-point numbers on cpu, got torch.int64 on cpu"),
+        (torch.zeros(2).bool(), r"floating-point numbers on cpu, got torch.bool on cpu"),
+        (torch.zeros(2).cfloat(), r"floating-point numbers on cpu, got torch.complex64 on cpu"),
+        (torch.zeros(2, device="meta"), "floating-point numbers on cpu, got torch.float32 on meta"),
+    ],
+    ids=str,
+)
+def test_sinks_and_slopes(sinks, message, impl):
+    refused(message, impl, sinks=sinks)
+    if impl in ("auto", "reference"):
+        refused(message.replace("sinks", "slopes"), impl, slopes=sinks)
+
+
+@over_impls
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"query": torch.zeros(1, 2, 3, 8).long()}, "query must be float32, .* got torch.int64"),
+        ({"key": torch.zeros(1, 2, 3, 8).half()}, "dtypes differ: query torch.float32, key torch.float16"),
+        ({"value": torch.zeros(1, 2, 3, 8).half()}, "dtypes differ: query torch.float32, value torch.float16"),
+        ({"key": torch.zeros(1, 2, 3, 8, device="meta")}, "devices differ: query cpu, key meta, value cpu"),
+        ({"value": torch.zeros(1, 2, 3, 8, device="meta")}, "devices differ: query cpu, key cpu, value meta"),
+    ],
+)
+def test_dtypes_and_devices(tensors, message, impl):
+    refused(message, impl, tensors=tensors)
+
+
+@over_impls
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (Layout(2, 3), "layout is for 2 queries and 3 keys"),
+        (Layout(3, 4), "layout is for 3 queries and 4 keys"),
+        (Layout(3, 3, 1), "query_start 1 leaves no room for 3 queries among 3 keys"),
+        (Layout(3, 3, -1), "query_start -1 leaves no room"),
+        (Layout(3, 3, torch.tensor(1)), "query_start 1 leaves no room"),
+        (Layout(3, 3, 1 << 40), f"query_start {1 << 40} leaves no room"),
+        (Layout(3, 3, key_mask=torch.ones(2, 3).bool()), r"key_mask must be \(batch, keys\), got \(2, 3\)"),
+        (Layout(3, 3, key_mask=torch.ones(3).bool()), r"key_mask must be \(batch, keys\), got \(3,\)"),
+        (Layout(3, 3, key_mask=torch.ones(1, 1, 3, 3).bool()), r"key_mask must be \(batch, keys\)"),
+        # Zeros of an additive mask mean the contrary of zeros of this one.
+        (Layout(3, 3, key_mask=torch.zeros(1, 3)), "bool, or 0 and 1.*, got torch.float32"),
+        (Layout(3, 3, key_mask=torch.ones(1, 3).half()), "bool, or 0 and 1.*, got torch.float16"),
+    ],
+    ids=str,
+)
+def test_layouts(layout, message, impl):
+    refused(message, impl, layout=layout)
+
+
+@over_impls
+def test_rotary_embeddings_that_do_not_fit(impl):
+    for rotary in (random_rotary(10), random_rotary(6, offset=4), random_rotary(4, offset=-2)):
+        refused(rf"a rotary embedding of {rotary.dim} dimensions from {rotary.offset} on", impl, rotary=rotary)
+
+
+@pytest.mark.parametrize("impl", ["fast", "", None, "Reference"])
+def test_names_of_implementations(impl):
+    refused(rf"impl must be one of auto, reference, blocks, flash, fused, got {impl!r}", impl)
+
+
+def positions(queries, keys):
+    return {"positions": Positions(queries, keys)}
+
+
+def pages(table, lengths, starts):
+    return {"pages": Pages(*(x if isinstance(x, torch.Tensor) else torch.tensor(x) for x in (table, lengths, starts)))}
+
+
+THREE = torch.arange(3)[None]
+
+
+@over_impls
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (positions(THREE[0], THREE), r"positions of queries must be int64 \(1, 3\), got torch.int64 \(3,\)"),
+        (positions(THREE, THREE[:, :2]), r"positions of keys must be int64 \(1, 3\), got torch.int64 \(1, 2\)"),
+        (positions(THREE.int(), THREE), "positions of queries must be int64"),
+        (positions(THREE, THREE.double()), "positions of keys must be int64"),
+        (positions(THREE[..., None].expand(1, 3, 5), THREE), "positions of queries must be int64"),
+        # Of the pairs of one and the tokens of the other nothing could be said.
+        (positions(THREE[..., None].expand(1, 3, 4), THREE), "positions of queries and of keys must both"),
+        (positions(THREE, THREE[..., None].expand(1, 3, 4)), "positions of queries and of keys must both"),
+        (positions(THREE.to("meta"), THREE), "positions of queries must be on cpu, got meta"),
+        (pages([0], [3], [0, 3]), "pages must have a table"),
+        (pages([[0]], [3, 3], [0, 3]), "pages must have a table"),
+        (pages([[0]], [3], [0, 3, 3]), "pages must have a table"),
+        (pages([[0.0]], [3], [0, 3]), "tensors of pages must be int32 or int64, got torch.float32"),
+        (pages([[0]], [3], [0, 3]) | {"layout": Layout(3, 3)}, "layout must be left out"),
+        (pages([[0]], [3], [0, 3]) | positions(THREE, THREE), "pages take neither far_keys nor positions"),
+        ({"key_scale": torch.ones(2)}, r"key_scale must be broadcast to \(1, 2, 3, 8\), got \(2,\)"),
+        ({"value_scale": torch.ones(1, 1, 1, 1, 1)}, r"value_scale must be broadcast to .* got \(1, 1, 1, 1, 1\)"),
+    ],
+    ids=str,
+)
+def test_what_only_some_implementations_know(options, message, impl):
+    refused(message, impl, rotary=random_rotary(8), **options)
+
+
+@over_impls
+@pytest.mark.parametrize("maps", [[Identity()], [Identity()] * 3, []], ids=str)
+def test_a_map_for_each_key_head(maps, impl):
+    refused(rf"maps must be one for each of 2 key heads, got {len(maps)}", impl, maps)
+
+
+def test_every_shape_is_in_the_error():
+    refused(
+        r"; query \(1, 3, 3, 8\), key \(1, 2, 3, 8\), value \(1, 2, 3, 8\)", tensors={"query": torch.zeros(1, 3, 3, 8)}
+    )
+
+
+def test_a_call_without_layout():
+    """As implementations get it."""
+    call = Call(*(torch.zeros(1, 2, n, 8) for n in (4, 3, 3)), Identity(), random_rotary(8), None, 1.0)
+    with pytest.raises(ValueError, match="there are more queries than keys"):
+        check(call)
+
+
+def test_numbers_side_by_side_are_not_copied():
+    x = torch.zeros(2, 3, 4, 8)
+    for view in (x, x.transpose(1, 2), x[..., 2:5], x[..., ::2][..., :1], x.expand(5, 2, 3, 4, 8)[0]):
+        assert side_by_side(view) is view
+    for view in (x.mT, x[..., ::2], x[..., :1].expand(-1, -1, -1, 8)):
+        assert side_by_side(view).stride(-1) == 1
+        assert torch.equal(side_by_side(view), view)
+    assert side_by_side(None) is None
