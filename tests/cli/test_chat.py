@@ -1,7 +1,9 @@
 import os
+import select
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from typer.testing import CliRunner
@@ -72,43 +74,65 @@ def test_mistakes(model, document, tmp_path):
     assert "--max-new-tokens must be from 1" in error_of("--file", document, "--max-new-tokens", 0)
 
 
+class Terminal:
+    """A command at a terminal of its own. What it shows is read up to where something was waited for."""
+
+    def __init__(self, *arguments):
+        import pty
+
+        self.main, terminal = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "from ropewalk.cli import main; main()", *map(str, arguments)],
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            env={**os.environ, "TERM": "dumb"},
+            # A job that a script puts in the background ignores the signal, and so do its children.
+            preexec_fn=lambda: (os.setsid(), signal.signal(signal.SIGINT, signal.SIG_DFL)),
+        )
+        os.close(terminal)
+        self.seen, self.at = "", 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.main)
+
+    def wait_for(self, text, seconds=90):
+        deadline = time.monotonic() + seconds
+        while (found := self.seen.find(text, self.at)) < 0:
+            ready, _, _ = select.select([self.main], [], [], max(0, deadline - time.monotonic()))
+            assert ready, f"{text!r} does not come after {self.seen[: self.at]!r}: {self.seen[self.at :]!r}"
+            self.seen += os.read(self.main, 1000).decode(errors="replace")
+        self.at = found + len(text)
+
+    def type(self, text):
+        os.write(self.main, text.encode())
+
+    def interrupt(self):
+        self.process.send_signal(signal.SIGINT)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="terminals")
 def test_at_a_terminal(model, document):
     """Ctrl-C ends the answer that runs, and at the prompt begins a new line; Ctrl-D ends the chat."""
-    import pty
-
-    arguments = ["chat", "--model", str(model), "--file", str(document), "--dtype", "float32", "--device", "cpu"]
-    arguments += ["--max-new-tokens", "3000", "--map", "rerope", "--window", "8"]
-    main, terminal = pty.openpty()
-    seen = ""
-
-    def read_until(text):
-        nonlocal seen
-        begin = len(seen)
-        while text not in seen[begin:]:
-            seen += os.read(main, 1000).decode(errors="replace")
-
-    with subprocess.Popen(
-        [sys.executable, "-c", "from ropewalk.cli import main; main()", *arguments],
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-        env={**os.environ, "TERM": "dumb"},
-        preexec_fn=lambda: (os.setsid(), signal.signal(signal.SIGINT, signal.SIG_DFL)),
-    ) as process:
-        os.close(terminal)
-        read_until("Ctrl-D the chat.")
-        read_until("> ")
-        for question in ("What is wide?", "Why?"):
-            os.write(main, f"{question}\n".encode())
-            read_until(question)
-            read_until(" ")  # some of the answer
-            process.send_signal(signal.SIGINT)
-            read_until("> ")
-        process.send_signal(signal.SIGINT)
-        read_until("> ")
-        os.write(main, b"\x04")
-        assert process.wait(timeout=60) == 0, seen
-    os.close(main)
-    assert "Traceback" not in seen
-    assert "error" not in seen
+    arguments = ["chat", "--model", model, "--file", document, "--dtype", "float32", "--device", "cpu"]
+    with Terminal(*arguments, "--max-new-tokens", 3000, "--map", "rerope", "--window", 8) as terminal:
+        terminal.wait_for("Ctrl-D the chat.")
+        terminal.wait_for("> ")
+        for question in QUESTIONS:
+            terminal.type(f"{question}\n")
+            terminal.wait_for(question)
+            terminal.wait_for(" ")  # of the answer
+            terminal.interrupt()
+            terminal.wait_for("\n> ")
+        time.sleep(1)  # readline misses a signal that comes while it begins to wait
+        terminal.interrupt()
+        terminal.wait_for("\n> ")
+        terminal.type("\x04")
+        assert terminal.process.wait(timeout=60) == 0, terminal.seen
+    assert "Traceback" not in terminal.seen
+    assert "error" not in terminal.seen

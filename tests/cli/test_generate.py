@@ -299,6 +299,7 @@ def test_a_file_that_is_no_text(tmp_path):
         (["--encoding", "utf16le"], "Did you mean 'utf_16le'?"),
         (["--prompt", "caf\udce9"], "--prompt is not text in the encoding of this terminal (at character 3)"),
         (["--keep", "/no/such/folder/file"], "--keep: there is no folder '/no/such/folder' for 'file'"),
+        (["--keep", " "], "must name a file or a folder, got ' '"),
         (["--keep", "/"], "--keep: '/' is a folder, not a file"),
         (["--keep", "/dev/null"], "--keep: '/dev/null' is a device, not a file"),
         (["--model", "/no/such/model"], "no model at '/no/such/model': there is no such file or folder"),

@@ -17,6 +17,7 @@ from ropewalk.cli import model_options
 from ropewalk.cli.documents import check_encoding, check_question, read_files
 from ropewalk.cli.errors import UserError
 from ropewalk.cli.map_options import MapOptions, check_tokens
+from ropewalk.cli.paths import path
 from ropewalk.cli.progress import reading as progress
 from ropewalk.cli.progress import size
 from ropewalk.integrations.transformers.memory import memory
@@ -45,6 +46,7 @@ EncodingOption = Annotated[
 KeepOption = Annotated[
     Path | None,
     typer.Option(
+        parser=path,
         help="Keep what was read in this file; where it is there already, the text is not read again.",
         metavar="FILE",
     ),
@@ -246,20 +248,20 @@ def number(value: int | float) -> str:
     return "any number of" if value == math.inf else f"{value:,}"
 
 
-def _look_at(path: Path | None) -> Kept | None:
+def _look_at(keep: Path | None) -> Kept | None:
     """The file of `--keep`, if it is there; that there is a place for it if it is not."""
-    if path is None:
+    if keep is None:
         return None
     from ropewalk.integrations.transformers.kept import Kept, ReadingError, check_place
 
     try:
-        if path.exists():
-            return Kept.open(path)
-        check_place(path, 1)
+        if keep.exists():
+            return Kept.open(keep)
+        check_place(keep, 1)
     except ReadingError as error:
         raise UserError(f"--keep: {error}") from error
     except OSError as error:
-        raise UserError(f"--keep: cannot look at {str(path)!r}: {error.strerror or error}") from error
+        raise UserError(f"--keep: cannot look at {str(keep)!r}: {error.strerror or error}") from error
     return None
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
@@ -169,25 +168,13 @@ def running(verbose: bool) -> Iterator[None]:
     """A command that runs a model: other packages' warnings and advice only if `verbose`; Ctrl-C ends it with exit
     code 130.
 
-    Characters that the console's encoding lacks are written as escapes, and output that cannot be written is one error.
+    Characters that the console's encoding lacks are written as escapes.
     """
     if (reconfigure := getattr(sys.stdout, "reconfigure", None)) is not None:
         reconfigure(errors="backslashreplace")
     try:
         with nullcontext() if verbose else quiet():
             yield
-        print(end="", flush=True)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         raise typer.Exit(130) from None
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _discard_output()
-        raise UserError(f"cannot write the output: {error.strerror or error}") from error
-
-
-def _discard_output() -> None:
-    """What could not be written would be tried again when Python ends, and be a traceback there."""
-    with suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
