@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -80,8 +81,8 @@ class Kept:
         try:
             with safe_open(self.path, framework="pt") as file:
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                if fingerprint.of_tensors(found.items()) != self.facts[_DIGEST]:
-                    raise ReadingError(f"{str(self.path)!r} is broken: its numbers are not those that were written")
+                if _digest(found, self.facts) != self.facts[_DIGEST]:
+                    raise ReadingError(f"{str(self.path)!r} is broken: it does not hold what was written")
                 return {name: tensor.to(device) for name, tensor in found.items() if name != _TEXT}
         except (OSError, SafetensorError) as error:
             raise _broken(self.path, error) from error
@@ -96,7 +97,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], t
     check_place(path, sum(tensor.nbytes for tensor in tensors.values()))
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     whole[_TEXT] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.empty(0).byte()
-    described = {**facts, "format": FORMAT, _DIGEST: fingerprint.of_tensors(whole.items())}
+    described = {**facts, "format": FORMAT}
+    described[_DIGEST] = _digest(whole, described)
     # Beside it, so that the last step is a renaming within one file system.
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -131,6 +133,12 @@ def check_place(path: Path, size: int = 0) -> None:
         raise ReadingError(
             f"{str(path)!r} would take {size / 2**20:,.0f} MiB, and {free / 2**20:,.0f} MiB are free there"
         )
+
+
+def _digest(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
+    """Of all that a file holds, but for the digest itself."""
+    said = json.dumps({name: fact for name, fact in facts.items() if name != _DIGEST}, sort_keys=True)
+    return hashlib.sha256(f"{fingerprint.of_tensors(tensors.items())} {said}".encode()).hexdigest()
 
 
 def _broken(path: Path, error: Exception) -> ReadingError:

@@ -256,7 +256,9 @@ class Reading:
             if document.token_ids != tensors["token_ids"].tolist():
                 raise _differs(file, "the tokenizer reads its text as other tokens")
             cache = _cache(model, layers, tensors)
-        except (KeyError, TypeError, IndexError) as error:
+        except ReadingError:
+            raise
+        except (KeyError, TypeError, IndexError, ValueError) as error:
             raise ReadingError(f"{str(file.path)!r} is a broken kept reading ({error!r})") from error
         return cls(model, document, length, chunk, cache, state, perf_counter() - began)
 
