@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +73,7 @@ class Watch:
 
     def __init__(self, model: nn.Module, modules: Iterable[str], frequencies: Mapping[str, Tensor]) -> None:
         self._model = type(model).__name__
+        self._register()
         # Identities, for quick comparison; made when first needed, as a copied model has its own.
         self._entries: list[tuple[dict[str, Any], str, Any]] | None = None
         self._versions: list[tuple[Tensor, int]] = []
@@ -94,12 +97,20 @@ class Watch:
             if isinstance(rope_type := vars(named[owner]).get("rope_type"), str):
                 self._facts.append(_Fact(named[owner], "", "rope_type", rope_type, f"{owner}.rope_type"))
 
+    def _register(self) -> None:
+        self._key = str(next(_keys))
+        _watches[self._key] = self
+
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_entries": None, "_versions": []}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._register()
+
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if torch.compiler.is_compiling():
-            _check_traced(self)
+            _check_traced(self._key)
         else:
             self.check()
 
@@ -134,9 +145,14 @@ class Watch:
         return all(buffer._version == version for buffer, version in self._versions)
 
 
+# What stands for a watch in a trace, where torch 2.11 takes constants alone.
+_keys = itertools.count()
+_watches: WeakValueDictionary[str, Watch] = WeakValueDictionary()
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _check_traced(watch: Watch) -> int:
-    watch.check()
+def _check_traced(key: str) -> int:
+    _watches[key].check()
     return 0
 
 
