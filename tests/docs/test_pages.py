@@ -136,7 +136,9 @@ def parse(arguments):
     while hasattr(command, "commands"):
         name, *arguments = arguments
         parent = command.make_context(command.name, [name], parent=parent)
-        command = command.commands[name]
+        command = command.get_command(parent, name)
+        if command is None:
+            raise KeyError(name)
     command.make_context(command.name, arguments, parent=parent)
 
 
