@@ -31,6 +31,6 @@ def test_a_hundred_maps_swept_over_one_model_leave_nothing_behind(impl):
 
     sweep([SelfExtend(2, 4), SELF(5, 0.5, 3, "distance")])
     before = held()
-    sweep([SelfExtend(2 + i, 4 + i) for i in range(80)])
-    sweep([SELF(5 + i, 0.5, 3, "distance") for i in range(20)])
+    sweep([SelfExtend(2 + i, 4 + i % 8) for i in range(80)])
+    sweep([SELF(5 + i % 4, 0.5 + 0.01 * i, 3, "distance") for i in range(20)])
     assert held() == before
