@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ropewalk.integrations.transformers.plan import plans
-from ropewalk.ops import fused
 from ropewalk.ops.implementations import choose, run, step_of
 from ropewalk.ops.layout import GAPS, Layout, Step, left_padding
 
@@ -61,7 +60,7 @@ def extended_step(
         plan.limits.check_step(step, slots)
     # The queries are scaled already, in what was traced.
     call = replace(plan.call(query, key, value, None, sinks, scale, softcap), query_scaling=None)
-    return fused.attend_step(call, step)
+    return run(call, "fused", step)
 
 
 @extended_step.register_fake

@@ -70,7 +70,7 @@ def attend(narrow: Narrow, chunk: int | None = None, config: NarrowConfig | None
     config = config or default_config(head_dim, query.dtype, device)
     groups = query.shape[1] // key_heads
     together = min(int(triton.next_power_of_2(groups)), config.block_rows)
-    positions = config.block_rows // together
+    positions, head_blocks = config.block_rows // together, key_heads * triton.cdiv(groups, together)
     strides = [stride for x in (query, key, value, output) for stride in x.stride()[:3]]
     scale, cap = narrow.scale * LOG2_E.value, narrow.softcap
     for part in rerotated_keys(key, work, narrow.rotary, chunk):
@@ -91,11 +91,7 @@ def attend(narrow: Narrow, chunk: int | None = None, config: NarrowConfig | None
             ("narrow", kinds, tuple(constants.values()), query.dtype, device, config.warps),
             partial(_launch, constants, config),
         )
-        grid = (
-            triton.cdiv(part.end - part.begin, positions),
-            key_heads * triton.cdiv(groups, together),
-            tensors[0].shape[0],
-        )
+        grid = (triton.cdiv(part.end - part.begin, positions), head_blocks, tensors[0].shape[0])
         with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
             launch[grid](
                 *tensors,
