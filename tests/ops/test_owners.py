@@ -48,14 +48,14 @@ def sweep(impl, rotary, maps, inference=True):
 def test_nothing_outlives_its_owner(impl):
     sweep(impl, random_rotary(16, device=device_of(impl)), MAPS)  # what is made once for good
     before = tensors_alive()
-    owners = [random_rotary(16, device=device_of(impl)) for _ in range(3)]
+    owners = [random_rotary(16, device=device_of(impl)) for _ in range(2)]
     for rotary in owners:
         sweep(impl, rotary, MAPS)
     alive = [weakref.ref(rotary) for rotary in owners]
     assert tensors_alive() > before
     del owners, rotary
     assert tensors_alive() <= before
-    assert [ref() for ref in alive] == [None] * 3
+    assert [ref() for ref in alive] == [None] * 2
 
 
 @pytest.mark.parametrize("impl", ["flash", "blocks"])
@@ -73,10 +73,10 @@ def test_a_hundred_maps_leave_nothing_behind(impl):
 
 
 @pytest.mark.skipif("fused" not in IMPLEMENTATIONS, reason="needs Triton")
-def test_a_hundred_maps_in_the_kernels_leave_nothing_behind():
+def test_a_sweep_of_maps_in_the_kernels_leaves_nothing_behind():
     before, rotary = tensors_alive(), random_rotary(16, device=device_of("fused"))
     q, k, v = random_tensors(1, 1, 1, 1, 8, 16, device=device_of("fused"))
-    for size in range(100):
+    for size in range(40):
         attention(q, k, v, SelfExtend(2 + size, 3), rotary, impl="fused")
     del rotary, q, k, v
     assert tensors_alive() <= before

@@ -266,8 +266,10 @@ def test_queries_that_see_nothing():
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
-@pytest.mark.parametrize(("window", "far_first"), [(5, 5), (16, 16), (20, 43), (0, 20), (30, 60)])
-@pytest.mark.parametrize(("queries", "keys"), [(50, 50), (21, 90)])
+@pytest.mark.parametrize(
+    ("queries", "keys", "window", "far_first"),
+    [(50, 50, 5, 5), (50, 50, 20, 43), (21, 90, 16, 16), (21, 90, 0, 20), (21, 90, 30, 60)],
+)
 def test_what_is_not_seen_may_be_anything(queries, keys, window, far_first):
     past = keys - queries
     tensors = random_input(1, 2, 1, queries, keys, 16)
