@@ -1,4 +1,6 @@
+import gc
 import json
+import weakref
 
 import pytest
 
@@ -74,6 +76,34 @@ def test_an_example_that_fails_is_recorded(tmp_path):
     assert (counts.done, counts.failed) == (8, 8)
     errors = {row.cell["length"]: row.error for row in read_rows(tmp_path)}
     assert errors == {100: None, 300: "RuntimeError: out of memory"}
+
+
+def test_what_a_failed_example_held_is_let_go(tmp_path):
+    """At once, and not when Python next looks for circles: on a GPU the next example needs that memory."""
+
+    class Large:
+        pass
+
+    held = []
+
+    class Failing(Dummy):
+        def answers(self, prompts):
+            assert not any(one() for one in held)
+            mine = Large()
+            held.append(weakref.ref(mine))
+            try:
+                raise MemoryError
+            except MemoryError as error:
+                first = error  # a circle: the error knows this frame
+                raise RuntimeError("out of memory") from first
+
+    one, results, facts = start(tmp_path, Failing())
+    gc.disable()
+    try:
+        assert run(one, METHODS, Failing(), results, facts).failed == 16
+    finally:
+        gc.enable()
+    assert len(held) == 16
 
 
 def test_a_limit_is_spread_over_all():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
+from traceback import clear_frames
 from typing import Any
 
 from ropewalk.eval.commit import commit_of
@@ -144,8 +144,10 @@ def _rows(task: Task, method: Method, examples: Sequence[Example], subject: Subj
 
 
 def _recorded(error: Exception) -> str:
-    """An error as rows hold it. What it held is let go: what ran out of memory is still in its frames."""
-    problem = told(error, 500)
-    error.__traceback__ = None
-    gc.collect()
-    return problem
+    """An error as rows hold it. What it held is let go: what ran out of memory is still in its frames, and in those of
+    the errors before it."""
+    link: BaseException | None = error
+    while link is not None:
+        clear_frames(link.__traceback__)
+        link = link.__context__
+    return told(error, 500)

@@ -7,7 +7,6 @@ import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -16,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from ropewalk.eval.subjects import Passage, Prompt, Subject, batches
+from ropewalk.names import did_you_mean
 
 # Kind of an error of ours, which says what a setting must be and what it is.
 OURS = "setting"
@@ -102,9 +102,8 @@ def each_once(names: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
     names, known = [*names], [*known]
     for name in names:
         if name not in known:
-            close = get_close_matches(name, known, n=1)
-            hint = f". Did you mean {close[0]!r}?" if close else ""
-            raise refused(f"must be one of {', '.join(known)}", name, hint)
+            hint = did_you_mean(name, known)
+            raise refused(f"must be one of {', '.join(known)}", name, f".{hint}" if hint else "")
     return tuple(name for name in known if name in names)
 
 
