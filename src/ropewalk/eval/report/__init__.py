@@ -13,14 +13,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 import ropewalk
-from ropewalk.eval.report.about import About, about
 from ropewalk.eval.report.drawing import Figure
 from ropewalk.eval.report.figures import figures_of
 from ropewalk.eval.report.runs import notices, shown, together
 from ropewalk.eval.report.score_tables import score_tables
 from ropewalk.eval.report.tables import Cell, Table, failure_table, made_table
 from ropewalk.eval.results import Run, read
-from ropewalk.eval.tasks import TASKS
+from ropewalk.eval.tasks import TASKS, About, about
 from ropewalk.files import naming
 
 __all__ = ["Report", "Section", "build", "read", "to_html", "to_markdown", "write"]

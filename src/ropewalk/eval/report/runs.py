@@ -12,9 +12,9 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from ropewalk.eval.methods import UNMODIFIED
-from ropewalk.eval.report.about import about
+from ropewalk.eval.methods import UNMODIFIED, Change, parse
 from ropewalk.eval.results import Row, Run
+from ropewalk.eval.tasks import about
 from ropewalk.files import printable
 
 T = TypeVar("T")
@@ -32,6 +32,14 @@ class Series:
     def rows(self) -> tuple[Row, ...]:
         """Those that failed too."""
         return tuple(row for row in self.run.rows if row.method == self.method)
+
+    @cached_property
+    def change(self) -> Change | None:
+        """What the method does to the model; None for nothing, and for what this version does not know."""
+        try:
+            return parse(self.method, 1, 1).change
+        except ValueError:
+            return None
 
     @property
     def apart(self) -> str:
