@@ -33,13 +33,11 @@ from pydantic import (
     model_validator,
 )
 
-from ropewalk.eval.errors import first_problem
+from ropewalk.eval.messages import first_problem
 from ropewalk.eval.share import ALL, Share
 from ropewalk.files import naming, read_bytes
 
 _CONFIG, _ROWS, _FACTS, _LOCKS = "config.json", "results*.jsonl", "facts-*.json", ".running-*"
-# What is the same in all rows of a folder, by the names that both the configuration and the facts have.
-_SHARED = ("task", "version", "model", "model_hash", "seed")
 
 _Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
@@ -56,45 +54,48 @@ class _Record(BaseModel):
 _R = TypeVar("_R", bound=_Record)
 
 
-class Config(_Record):
-    """What was asked for, complete: the same configuration gives the same examples.
+class Identity(_Record):
+    """What was asked of what: the same in the configuration of a folder and in the facts of all its rows.
 
     Attributes:
         task: name of the task.
         version: of the task; another one may have other prompts or another metric.
-        settings: of the task, as plain data.
-        methods: how the model is run, in the words that `methods.parse` takes.
         model: its name.
         model_hash: of the weights; empty where they have none, as the dummy's.
         seed: of everything random.
-        trained_window: tokens that the model was trained on; None where that was not recorded.
     """
 
     task: str
     version: int
-    settings: dict[str, Any]
-    methods: tuple[str, ...]
     model: str
     model_hash: str
     seed: int
+
+
+class Config(Identity):
+    """What was asked for, complete: the same configuration gives the same examples.
+
+    Attributes:
+        settings: of the task, as plain data.
+        methods: how the model is run, in the words that `methods.parse` takes.
+        trained_window: tokens that the model was trained on; None where that was not recorded.
+    """
+
+    settings: dict[str, Any]
+    methods: tuple[str, ...]
     trained_window: _Whole | None = None
 
 
-class Facts(_Record):
+class Facts(Identity):
     """What rows are of, and where and by what they were computed: the same for all that a process writes.
 
     Attributes:
         batch_size: prompts or passages at a time; how they are rounded depends on it.
     """
 
-    task: str
-    version: int
-    model: str
-    model_hash: str
     dtype: str
     device: str
     batch_size: int = 1
-    seed: int
     commit: str
     versions: dict[str, str]
 
@@ -363,7 +364,7 @@ def _check_same(started: Config, wanted: Config, folder: Path) -> None:
 
 def _check_of(facts: Facts, config: Config, where: str) -> None:
     """Raises ResultsError: the row is of something else than the folder."""
-    for name in _SHARED:
+    for name in Identity.model_fields:
         its, ours = getattr(facts, name), getattr(config, name)
         if its != ours:
             raise ResultsError(

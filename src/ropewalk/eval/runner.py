@@ -11,7 +11,7 @@ from traceback import clear_frames
 from typing import Any
 
 from ropewalk.eval.commit import commit_of
-from ropewalk.eval.errors import told
+from ropewalk.eval.messages import in_one_line
 from ropewalk.eval.methods import Method
 from ropewalk.eval.results import Config, Facts, Results, Row
 from ropewalk.eval.subjects import Subject
@@ -39,13 +39,9 @@ def config_of(
     task: Task, methods: Sequence[Method], subject: Subject, seed: int, trained_window: int | None = None
 ) -> Config:
     return Config(
-        task=task.name,
-        version=task.version,
+        **_identity(task, subject, seed),
         settings=task.settings,
         methods=tuple(method.name for method in methods),
-        model=subject.name,
-        model_hash=subject.weights_hash,
-        seed=seed,
         trained_window=trained_window,
     )
 
@@ -55,17 +51,18 @@ def facts_of(task: Task, subject: Subject, seed: int) -> Facts:
     from ropewalk.integrations.transformers.versions import versions
 
     return Facts(
-        task=task.name,
-        version=task.version,
-        model=subject.name,
-        model_hash=subject.weights_hash,
+        **_identity(task, subject, seed),
         dtype=subject.dtype,
         device=subject.device,
         batch_size=subject.batch_size,
-        seed=seed,
         commit=commit_of(Path(__file__), "../.."),
         versions=versions(),
     )
+
+
+def _identity(task: Task, subject: Subject, seed: int) -> dict[str, Any]:
+    return {"task": task.name, "version": task.version, "model": subject.name, "model_hash": subject.weights_hash,
+            "seed": seed}  # fmt: skip
 
 
 def run(
@@ -150,4 +147,4 @@ def _recorded(error: Exception) -> str:
     while link is not None:
         clear_frames(link.__traceback__)
         link = link.__context__
-    return told(error, 500)
+    return in_one_line(error, 500)

@@ -11,7 +11,7 @@ from ropewalk.eval.data_files import DataError
 from ropewalk.eval.subjects import Dummy
 from ropewalk.eval.tasks.base import Example
 from ropewalk.eval.tasks.longbench import KINDS, LongBench, shortened
-from ropewalk.eval.tasks.longbench.metrics import score
+from ropewalk.eval.tasks.longbench.scores import score
 
 CLASSES = ["Food", "City", "City hall", "Date"]
 

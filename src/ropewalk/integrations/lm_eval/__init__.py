@@ -121,11 +121,7 @@ def _position_map(name: str, parameters: dict[str, Any], max_length: int | None)
                 "them by"
             )
         return kind
-    try:
-        return from_dict({"map": name, **parameters})
-    except TypeError as error:
-        takes = ", ".join(field.name for field in fields(kind))
-        raise ValueError(f"map={name} takes {takes}, got {parameters}: {error}") from error
+    return from_dict({"map": name, **parameters})
 
 
 def _finite(length: int | float, position_map: PositionMap) -> int:

@@ -22,7 +22,7 @@ from ropewalk.eval.tasks.base import (
     each_once,
     folder_of_data,
 )
-from ropewalk.eval.tasks.longbench.metrics import check_installed, score
+from ropewalk.eval.tasks.longbench.scores import check_installed, score
 
 
 class Kind(BaseModel):
