@@ -7,7 +7,7 @@ import time
 import pytest
 
 from ropewalk.cli.eval import processes
-from ropewalk.eval.results import read_rows
+from ropewalk.eval.results import read
 
 SMALL = ["eval", "passkey", "--model", "dummy", "--lengths", "200,1k", "--depths", "3", "--samples", "2"]
 
@@ -32,7 +32,7 @@ def run(*arguments):
 
 
 def scores(folder):
-    return {row.key: row.scores for row in read_rows(folder)}
+    return {row.key: row.scores for row in read(folder).rows}
 
 
 def test_two_processes_share_what_one_does(tmp_path):

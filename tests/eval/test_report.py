@@ -261,8 +261,9 @@ def test_read(tmp_path):
     with pytest.raises(ResultsError, match="holds no results"):
         read(tmp_path)
     results = Results(tmp_path, config())
+    assert read(tmp_path).rows == ()
     with pytest.raises(ResultsError, match="has no rows yet"):
-        read(tmp_path)
+        report.build([read(tmp_path)])
     for one in (row("unmodified", "ValueError: no"), row("unmodified", 1.0), row(SELFEXTEND, 0.0)):
         results.add(one)
     path = tmp_path / "results.jsonl"

@@ -14,13 +14,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -34,10 +33,10 @@ from pydantic import (
 )
 
 from ropewalk.eval.messages import first_problem
-from ropewalk.eval.share import ALL, Share
+from ropewalk.eval.share import ALL, Share, release
 from ropewalk.files import naming, read_bytes
 
-_CONFIG, _ROWS, _FACTS, _LOCKS = "config.json", "results*.jsonl", "facts-*.json", ".running-*"
+_CONFIG, _ROWS, _FACTS = "config.json", "results*.jsonl", "facts-*.json"
 
 _Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
@@ -196,7 +195,12 @@ class Results:
         self._rows = folder / (f"results-{share.index}.jsonl" if share.index else "results.jsonl")
         self._written: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(folder, share, limit)
+        try:
+            self._lock = share.lock(folder, limit)
+        except Timeout:
+            raise ResultsError(
+                f"another process is writing to {folder}: wait until it has ended, or name another folder"
+            ) from None
         try:
             self._start(config)
         except BaseException:
@@ -225,7 +229,7 @@ class Results:
 
     def close(self) -> None:
         """Lets others write."""
-        _release(self._lock)
+        release(self._lock)
 
     def add(self, row: Row) -> None:
         """Writes a row; it is on the disk when this returns."""
@@ -251,17 +255,10 @@ class Results:
 
 
 def read(folder: Path) -> Run:
-    """Raises ResultsError: there is none, it holds other things, or has no rows yet."""
+    """A run, which may have no rows yet. Raises ResultsError: there is none, or the folder holds other things."""
     if not folder.is_dir():
         raise ResultsError(f"there is no folder {folder}")
-    found = _read(folder, read_config(folder))
-    if not found.rows:
-        raise ResultsError(
-            f"{folder} has no rows: {found.damaged[0]}"
-            if found.damaged
-            else f"{folder} has no rows yet: run the evaluation first"
-        )
-    return found
+    return _read(folder, read_config(folder))
 
 
 def read_config(folder: Path) -> Config:
@@ -270,11 +267,6 @@ def read_config(folder: Path) -> Config:
         return _record(folder / _CONFIG, Config)
     except FileNotFoundError:
         raise ResultsError(f"{folder} holds no results: there is no {_CONFIG}") from None
-
-
-def read_rows(folder: Path) -> tuple[Row, ...]:
-    """Those of `Run`; there may be none."""
-    return _read(folder, read_config(folder)).rows
 
 
 def _read(folder: Path, config: Config) -> Run:
@@ -313,42 +305,6 @@ def _write_whole(path: Path, record: _Record, share: Share) -> None:
     with naming(temporary):
         temporary.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
-
-
-def _locked(folder: Path, share: Share, limit: int | None) -> FileLock:
-    """Holds what tells others that this process writes; the system lets it go when the process ends, however it does.
-
-    Processes that share a run have different examples, if each is told the same number of them: those can write
-    together, and no others.
-
-    Raises:
-        ResultsError: another writes what this one would.
-    """
-    division = f"of-{share.count}" + ("" if limit is None else f"-limit-{limit}")
-    mine = FileLock(folder / f".running-{share.index}-{division}")
-    try:
-        mine.acquire(timeout=0)
-        # Taken first and looked around afterwards: of two that come at once, not both can miss the other.
-        for path in folder.glob(_LOCKS):
-            if not path.name.endswith(division):
-                its = FileLock(path)
-                its.acquire(timeout=0)
-                # Of a process that is gone.
-                _release(its)
-    except Timeout:
-        _release(mine)
-        raise ResultsError(
-            f"another process is writing to {folder}: wait until it has ended, or name another folder"
-        ) from None
-    return mine
-
-
-def _release(lock: FileLock) -> None:
-    if lock.is_locked:
-        # While it is held: afterwards it may be another's.
-        with suppress(OSError):
-            Path(lock.lock_file).unlink()
-        lock.release()
 
 
 def _check_same(started: Config, wanted: Config, folder: Path) -> None:

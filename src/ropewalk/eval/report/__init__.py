@@ -18,7 +18,7 @@ from ropewalk.eval.report.figures import figures_of
 from ropewalk.eval.report.runs import notices, shown, together
 from ropewalk.eval.report.score_tables import score_tables
 from ropewalk.eval.report.tables import Cell, Table, failure_table, made_table
-from ropewalk.eval.results import Run, read
+from ropewalk.eval.results import ResultsError, Run, read
 from ropewalk.eval.tasks import TASKS, About, about
 from ropewalk.files import naming
 
@@ -56,8 +56,13 @@ def build(runs: Sequence[Run]) -> Report:
     """The page of these runs: a section for each task, in which the runs of the task are together.
 
     Raises:
+        ResultsError: a run has no rows.
         ImportError: a figure needs matplotlib, which is not installed.
     """
+    for run in runs:
+        if not run.rows:
+            why = f": {run.damaged[0]}" if run.damaged else " yet: run the evaluation first"
+            raise ResultsError(f"{run.folder} has no rows{why}")
     runs = [shown(run) for run in runs]
     tasks = dict.fromkeys(run.config.task for run in runs)
     sections = tuple(

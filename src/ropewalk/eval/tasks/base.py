@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
 import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -146,10 +148,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Generation:
-    """An example written out: a prompt, and what an answer to it is worth."""
+    """An example written out: a prompt, what is to be answered, and what an answer is worth."""
 
     prompt: Prompt
-    outcome: Callable[[str], Outcome]
+    target: str
+    scores: Callable[[str], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -285,6 +288,13 @@ class PreparedTask(Task):
             raise TypeError(f"{self.name} has examples of both kinds")
         if generations:
             answers = subject.answers([one.prompt for one in generations])
-            return [one.outcome(answer) for one, answer in zip(generations, answers, strict=True)]
-        scores = iter(subject.log_likelihoods([passage for one in scorings for passage in one.passages]))
+            return [
+                Outcome(len(one.prompt.token_ids), one.scores(answer), one.target, answer)
+                for one, answer in zip(generations, answers, strict=True)
+            ]
+        found = subject.log_likelihoods([passage for one in scorings for passage in one.passages])
+        if not all(map(math.isfinite, chain.from_iterable(found))):
+            # As with weights that overflow.
+            raise ValueError("the model gives probabilities that are not numbers, or 0")
+        scores = iter(found)
         return [one.outcome([next(scores) for _ in one.passages]) for one in scorings]

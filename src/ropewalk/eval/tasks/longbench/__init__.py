@@ -11,17 +11,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from ropewalk.eval.data_files import beside, lines_of, read
 from ropewalk.eval.subjects import Prompt, Subject
-from ropewalk.eval.tasks.base import (
-    Example,
-    Generation,
-    Metric,
-    Names,
-    Outcome,
-    PreparedTask,
-    Tokens,
-    each_once,
-    folder_of_data,
-)
+from ropewalk.eval.tasks.base import Example, Generation, Metric, Names, PreparedTask, Tokens, each_once, folder_of_data
 from ropewalk.eval.tasks.longbench.scores import check_installed, score
 
 
@@ -128,12 +118,11 @@ class LongBench(PreparedTask):
         kind = KINDS[task]
         text = shortened(kind.prompt.format(context=record.context, input=record.input), self.length, subject)
         token_ids = subject.encode(text, chat=self.chat and task not in _NO_CHAT)
-
-        def outcome(output: str) -> Outcome:
-            worth = score(task, output, record.answers, record.all_classes or ())
-            return Outcome(len(token_ids), {"score": worth}, " | ".join(record.answers), output)
-
-        return Generation(Prompt(token_ids, kind.new_tokens), outcome)
+        return Generation(
+            Prompt(token_ids, kind.new_tokens),
+            " | ".join(record.answers),
+            lambda answer: {"score": score(task, answer, record.answers, record.all_classes or ())},
+        )
 
 
 def shortened(text: str, length: int, subject: Subject) -> str:

@@ -21,7 +21,6 @@ from ropewalk.eval.tasks.base import (
     Generation,
     Lengths,
     Metric,
-    Outcome,
     PreparedTask,
     evenly,
     folder_of_data,
@@ -88,7 +87,7 @@ class Needle(PreparedTask):
         # A word is rarely less than a token, so there are enough.
         haystack = repeated(self._units, self._start(sample), words=length)
         ids = encode(longest_part(haystack, lambda context: len(encode(context)), length))
-        return Generation(Prompt(ids, NEW_TOKENS), lambda answer: Outcome(len(ids), scores(answer), NEEDLE, answer))
+        return Generation(Prompt(ids, NEW_TOKENS), NEEDLE, scores)
 
     def _start(self, sample: int) -> int:
         """The unit that a sample begins with; no two samples share one before all had their turn."""
