@@ -15,7 +15,8 @@ from rich.markup import escape
 from ropewalk.cli import model_options
 from ropewalk.cli.errors import UserError
 from ropewalk.cli.eval.run import RunOptions, evaluate
-from ropewalk.eval.tasks.base import OURS, Task, written
+from ropewalk.eval.tasks.base import Task
+from ropewalk.eval.tasks.settings import OURS, written
 
 # Every run has a seed, for tasks that take one.
 _SEED = "seed"

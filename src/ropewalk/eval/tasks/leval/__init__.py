@@ -8,29 +8,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from ropewalk.eval.data_files import lines_of, read
 from ropewalk.eval.prompts import answered, chats, longest_part
 from ropewalk.eval.subjects import Passage, Prompt, Subject
-from ropewalk.eval.tasks.base import (
-    Chat,
-    Example,
-    Generation,
-    Metric,
-    Names,
-    Outcome,
-    PreparedTask,
-    Scoring,
-    Tokens,
-    each_once,
-    folder_of_data,
-    refused,
-)
+from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, PreparedTask, Scoring
 from ropewalk.eval.tasks.leval.exams import EXAMS, Question, loyal_and_fact
 from ropewalk.eval.tasks.leval.scores import SCORES, right_letters
+from ropewalk.eval.tasks.settings import Chat, Names, Tokens, among, folder_of_data, refused
 
 # Of a prompt without its document, and of a token: for the order of the examples alone.
 _ABOUT_TOKENS, _CHARACTERS = 200, 4
@@ -63,7 +51,7 @@ class LEval(PreparedTask):
     mode: Literal["generate", "options"] = Field(
         "generate", description="Answers in words, or the likelihood of each option."
     )
-    tasks: Names = Field(
+    tasks: Annotated[Names, among(EXAMS)] = Field(
         (), description=f"Exams, comma-separated: {', '.join(EXAMS)}; if not given, all that the mode takes, but codeU."
     )
     data_dir: Path | None = folder_of_data("leval/closed/*.jsonl")
@@ -78,10 +66,10 @@ class LEval(PreparedTask):
     def _take(cls, tasks: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         """By default all but codeU, which is as long as all others together."""
         without = [name for name in EXAMS if info.data.get("mode") == "options" and not EXAMS[name].options]
-        for name in each_once(tasks, EXAMS):
+        for name in tasks:
             if name in without:
                 raise refused("must have options to choose from, as the mode asks for", name)
-        return each_once(tasks, EXAMS) or tuple(name for name in EXAMS if name not in (*without, "codeU"))
+        return tasks or tuple(name for name in EXAMS if name not in (*without, "codeU"))
 
     @cached_property
     def _files(self) -> dict[str, bytes]:

@@ -14,18 +14,8 @@ from pydantic import Field
 
 from ropewalk.eval.prompts import chats, longest_part
 from ropewalk.eval.subjects import Prompt, Subject
-from ropewalk.eval.tasks.base import (
-    Chat,
-    Depths,
-    Example,
-    Generation,
-    Lengths,
-    Metric,
-    PreparedTask,
-    evenly,
-    folder_of_data,
-    grid,
-)
+from ropewalk.eval.tasks.base import Example, Generation, Metric, PreparedTask, grid
+from ropewalk.eval.tasks.settings import Chat, Depths, Lengths, evenly, folder_of_data
 from ropewalk.eval.texts import Text, sha256, texts
 
 NEEDLE = "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day."

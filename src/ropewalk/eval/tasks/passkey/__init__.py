@@ -9,7 +9,8 @@ from pydantic import Field
 
 from ropewalk.eval import haystack
 from ropewalk.eval.subjects import Prompt, Subject
-from ropewalk.eval.tasks.base import Depths, Example, Generation, Lengths, Metric, PreparedTask, evenly, grid
+from ropewalk.eval.tasks.base import Example, Generation, Metric, PreparedTask, grid
+from ropewalk.eval.tasks.settings import Depths, Lengths, evenly
 
 # The text of Mohtashami and Jaggi (arXiv 2305.16300), as the SelfExtend authors' examples have it.
 HEAD = (

@@ -16,7 +16,8 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
 from ropewalk.eval.prompts import encode_apart
 from ropewalk.eval.subjects import Passage, Subject
-from ropewalk.eval.tasks.base import Example, Lengths, Metric, Outcome, PreparedTask, Scoring, folder_of_data, refused
+from ropewalk.eval.tasks.base import Example, Metric, Outcome, PreparedTask, Scoring
+from ropewalk.eval.tasks.settings import Lengths, folder_of_data, refused
 from ropewalk.eval.texts import Text, sha256, texts
 
 
