@@ -9,7 +9,9 @@ from made_up import FACTS, SELFEXTEND, SETTINGS, config, found, full, grid, row,
 from markdown_it import MarkdownIt
 
 from ropewalk.eval import report
-from ropewalk.eval.report import runs, tables
+from ropewalk.eval.report import tables
+from ropewalk.eval.report.notices import notices
+from ropewalk.eval.report.series import baseline, together
 from ropewalk.eval.results import Results, ResultsError, Run, read
 from ropewalk.files import printable
 
@@ -52,14 +54,14 @@ def test_a_task_without_words_of_its_own():
 
 
 def test_the_same_method_in_two_folders_stays_apart():
-    series = runs.together([full(folder="a"), full(folder="b")])
+    series = together([full(folder="a"), full(folder="b")])
     assert [one.label for one in series] == [
         "unmodified in a",
         "unmodified in b",
         f"{SELFEXTEND} in a",
         f"{SELFEXTEND} in b",
     ]
-    assert [runs.baseline(one, series) for one in series] == [None, None, series[0], series[1]]
+    assert [baseline(one, series) for one in series] == [None, None, series[0], series[1]]
     (section,) = report.build([full(folder="a"), full(folder="b")]).sections
     assert "unmodified and 1 other method are in 2 folders (a, b): each is shown for itself" in section.notices[0]
     assert len(section.tables[0].rows) == 4
@@ -67,10 +69,10 @@ def test_the_same_method_in_two_folders_stays_apart():
 
 def test_methods_of_two_folders_are_put_together():
     one, other = full(("unmodified",), "a"), full((SELFEXTEND,), "b")
-    series = runs.together([other, one])
+    series = together([other, one])
     assert [each.label for each in series] == ["unmodified", SELFEXTEND]
-    assert runs.baseline(series[1], series) is series[0]
-    assert runs.notices([one, other], series) == []
+    assert baseline(series[1], series) is series[0]
+    assert notices([one, other], series) == []
 
 
 @pytest.mark.parametrize(
@@ -82,20 +84,18 @@ def test_methods_of_two_folders_are_put_together():
 )
 def test_folders_that_differ_are_not_compared(change, notice):
     one, other = full(("unmodified",), "a"), full((SELFEXTEND,), "b", **change)
-    series = runs.together([one, other])
-    assert runs.baseline(series[1], series) is None
-    notices = runs.notices([one, other], series)
-    assert notices[0].startswith(notice)
-    assert notices[-1].startswith("Nothing to compare with")
+    series = together([one, other])
+    assert baseline(series[1], series) is None
+    found_notices = notices([one, other], series)
+    assert found_notices[0].startswith(notice)
+    assert found_notices[-1].startswith("Nothing to compare with")
     assert (series[1].label == f"{SELFEXTEND} on other") == ("model" in change)
 
 
 def test_other_devices_and_dtypes_are_told():
     rows = [row("unmodified", 1.0), row("unmodified", 1.0, sample=1, facts=FACTS.model_copy(update={"dtype": "half"}))]
     mixed = run(rows, settings={"x": 1}, methods=("unmodified",))
-    assert runs.notices([mixed], runs.together([mixed])) == [
-        "Not all rows were computed with the same dtype: float32, half."
-    ]
+    assert notices([mixed], together([mixed])) == ["Not all rows were computed with the same dtype: float32, half."]
     values = {row[0].text: row[1].text for row in tables.made_table(mixed).rows}
     assert values["dtype"] == "float32 (1 row); half (1 row)"
 

@@ -5,12 +5,12 @@ import pytest
 from made_up import SELFEXTEND, full, grid, row, run
 
 from ropewalk.eval.methods import parse_all
-from ropewalk.eval.report import runs
 from ropewalk.eval.report.curves import MOST_LINES
 from ropewalk.eval.report.drawing import MARK, shade
 from ropewalk.eval.report.figures import figures_of
 from ropewalk.eval.report.heat_maps import Colors, colors_of
 from ropewalk.eval.report.scores import Score
+from ropewalk.eval.report.series import together
 from ropewalk.eval.report.sweeps import sweeps_of, value, verdict
 from ropewalk.eval.tasks import about
 
@@ -18,7 +18,7 @@ WINDOW = 4096
 
 
 def figures(*all_runs, task="passkey"):
-    return figures_of(task, runs.together(all_runs), about(task))
+    return figures_of(task, together(all_runs), about(task))
 
 
 def words(picture):
@@ -142,7 +142,7 @@ def test_a_sweep_has_heat_maps_and_curves_for_each_length():
 def test_the_rules_of_the_paper_are_those_that_are_marked():
     """Eq. 5 as the paper has it, W + (N - W) / G < L / 2, and eq. 4, (L - W) G + W; both but for rounding."""
     length = 16384
-    [found] = sweeps_of(runs.together([sweep(GRID)]))
+    [found] = sweeps_of(together([sweep(GRID)]))
     assert len(found.settings) == 12
     for one in found.settings:
         size, window = value(one, "group_size"), value(one, "window")
@@ -197,7 +197,7 @@ def test_what_is_no_sweep():
     two = ("selfextend(group_size=2, window=512)", "selfextend(group_size=4, window=1024)")
     titles = [figure.title for figure in figures(sweep(*two, "yarn(factor=2)", beyond=False))]
     assert titles == ["By length"]
-    assert sweeps_of(runs.together([full(("unmodified", "no method", SELFEXTEND))])) == []
+    assert sweeps_of(together([full(("unmodified", "no method", SELFEXTEND))])) == []
 
 
 def test_a_sweep_over_tasks_shows_them_and_their_average():

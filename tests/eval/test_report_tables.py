@@ -2,16 +2,17 @@ import pytest
 from made_up import SELFEXTEND, full, row, run
 
 from ropewalk.eval import report
-from ropewalk.eval.report import runs, scores
+from ropewalk.eval.report import scores
 from ropewalk.eval.report.score_tables import score_tables
 from ropewalk.eval.report.scores import Score
+from ropewalk.eval.report.series import together
 from ropewalk.eval.tasks import About, about
 
 BOTH = ("unmodified", SELFEXTEND)
 
 
 def tables(*all_runs, task="passkey", words=None):
-    return list(score_tables(task, runs.together(all_runs), words or about(task)))
+    return list(score_tables(task, together(all_runs), words or about(task)))
 
 
 def texts(table):
@@ -168,4 +169,4 @@ def test_shares_have_two_decimals_or_are_percentages():
 
 def test_numbers_are_in_order_and_words_after_them():
     rows = [row("unmodified", 1.0, cell={"x": x}, sample=i) for i, x in enumerate([10, "b", 9, 2.5, "a"])]
-    assert scores.values_of("x", runs.together([run(rows)])) == [2.5, 9, 10, "a", "b"]
+    assert scores.values_of("x", together([run(rows)])) == [2.5, 9, 10, "a", "b"]

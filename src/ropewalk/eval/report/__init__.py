@@ -15,8 +15,9 @@ from urllib.parse import quote
 import ropewalk
 from ropewalk.eval.report.drawing import Figure
 from ropewalk.eval.report.figures import figures_of
-from ropewalk.eval.report.runs import notices, shown, together
+from ropewalk.eval.report.notices import notices
 from ropewalk.eval.report.score_tables import score_tables
+from ropewalk.eval.report.series import shown, together
 from ropewalk.eval.report.tables import Cell, Table, failure_table, made_table
 from ropewalk.eval.results import ResultsError, Run, read
 from ropewalk.eval.tasks import TASKS, About, about

@@ -8,8 +8,8 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 from warnings import catch_warnings, filterwarnings
 
-from ropewalk.eval.report.runs import plain
 from ropewalk.eval.report.scores import LENGTH, Value, tokens
+from ropewalk.eval.report.series import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas

@@ -11,8 +11,8 @@ from ropewalk.eval.methods import UNMODIFIED
 from ropewalk.eval.report.curves import BARS, MOST_LINES, Line, curves
 from ropewalk.eval.report.drawing import POSITION, Figure, Picture
 from ropewalk.eval.report.heat_maps import HeatMap, heat_maps
-from ropewalk.eval.report.runs import Series
 from ropewalk.eval.report.scores import LENGTH, Part, Score, keys_of, numbers_of, scores_of, tokens
+from ropewalk.eval.report.series import Series
 from ropewalk.eval.report.sweeps import Sweep, sweep_figure, sweeps_of
 from ropewalk.eval.tasks import About
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, repeat
 
 from ropewalk.eval.report.estimates import Estimate
-from ropewalk.eval.report.runs import Series, baseline, plain
 from ropewalk.eval.report.scores import (
     ALL,
     LENGTH,
@@ -19,6 +18,7 @@ from ropewalk.eval.report.scores import (
     tokens,
     values_of,
 )
+from ropewalk.eval.report.series import Series, baseline, plain
 from ropewalk.eval.report.tables import Cell, Table
 from ropewalk.eval.tasks import About
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ropewalk.eval.report.estimates import Estimate, average, difference, estimate, pooled
-from ropewalk.eval.report.runs import Series
+from ropewalk.eval.report.series import Series
 from ropewalk.eval.tasks import TASKS, Metric, about
 
 # Parts of cells that are known by name.

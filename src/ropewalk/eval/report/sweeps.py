@@ -10,7 +10,6 @@ from typing import Any
 from ropewalk.eval.report.curves import BARS, MOST_LINES, Line, curves
 from ropewalk.eval.report.drawing import Figure, Picture
 from ropewalk.eval.report.heat_maps import HeatMap, heat_maps
-from ropewalk.eval.report.runs import Series, baseline
 from ropewalk.eval.report.scores import (
     LENGTH,
     TASK,
@@ -23,6 +22,7 @@ from ropewalk.eval.report.scores import (
     tokens,
     values_of,
 )
+from ropewalk.eval.report.series import Series, baseline
 from ropewalk.maps import PositionMap
 
 # Of more tasks than this the average alone is shown.

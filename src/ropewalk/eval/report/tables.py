@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ropewalk.eval.report.runs import Series, asked_for, plain, plural
+from ropewalk.eval.report.series import Series, asked_for, counts_of, plain, plural
 from ropewalk.eval.results import Run
 
 _MESSAGES = 10
@@ -65,8 +65,8 @@ def made_table(run: Run) -> Table:
     config, facts = run.config, [row.facts for row in run.rows]
     versions = [", ".join(f"{name} {version}" for name, version in sorted(one.versions.items())) for one in facts]
     counts = [
-        f"{method}: {sum(row.method == method for row in run.rows)} of {asked_for(run)}{_failed(run, method)}"
-        for method in dict.fromkeys([*config.methods, *run.methods])
+        f"{method}: {count} of {asked_for(run)}{f', {failed} of them failed' if failed else ''}"
+        for method, (count, failed) in counts_of(run).items()
     ]
     pairs = [
         ("model", config.model),
@@ -90,11 +90,6 @@ def _all(values: Sequence[str]) -> str:
     if len(counts) == 1:
         return values[0] or "none"
     return "; ".join(f"{value or 'none'} ({plural(count, 'row')})" for value, count in counts.most_common())
-
-
-def _failed(run: Run, method: str) -> str:
-    failed = sum(row.method == method and row.error is not None for row in run.rows)
-    return f", {failed} of them failed" if failed else ""
 
 
 def _duration(seconds: float) -> str:
