@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from ropewalk.eval.report.curves import BARS, MOST_LINES, Line, curves
@@ -31,17 +32,22 @@ _MOST_TASKS = 6
 
 @dataclass(frozen=True)
 class Sweep:
-    """The methods of one kind of change in one run.
-
-    Attributes:
-        varying: parameters that have more than one value, as the change has them.
-        numeric: those of them that are numbers; one at least.
-    """
+    """The methods of one kind of change in one run."""
 
     kind: str
-    settings: tuple[Series, ...]
-    varying: tuple[str, ...]
-    numeric: tuple[str, ...]
+    settings: Sequence[Series]
+
+    @cached_property
+    def varying(self) -> list[str]:
+        """Parameters that have more than one value, as the change has them."""
+        names = [field.name for field in fields(self.settings[0].change)]  # type: ignore[arg-type]
+        return [name for name in names if len({value(one, name) for one in self.settings}) > 1]
+
+    @cached_property
+    def numeric(self) -> list[str]:
+        """Those of them that are numbers."""
+        return [name for name in self.varying
+                if all(isinstance(value(one, name), int | float) for one in self.settings)]  # fmt: skip
 
     def values(self, parameter: str) -> list[Any]:
         return sorted({value(one, parameter) for one in self.settings})
@@ -56,20 +62,13 @@ class Sweep:
 
 
 def sweeps_of(series: Sequence[Series]) -> list[Sweep]:
-    """Those of each run, in the order in which they were asked for."""
+    """Those of each run that differ in a number, in the order in which they were asked for."""
     together: dict[tuple[str, str], list[Series]] = {}
     for one in series:
         if one.change is not None:
             together.setdefault((one.run.folder, one.change.name), []).append(one)
-    return [sweep for (_, kind), its in together.items() if (sweep := _sweep(kind, its)) is not None]
-
-
-def _sweep(kind: str, settings: Sequence[Series]) -> Sweep | None:
-    assert settings[0].change is not None
-    names = [field.name for field in fields(settings[0].change)]
-    varying = [name for name in names if len({value(one, name) for one in settings}) > 1]
-    numeric = [name for name in varying if all(isinstance(value(one, name), int | float) for one in settings)]
-    return Sweep(kind, tuple(settings), tuple(varying), tuple(numeric)) if numeric else None
+    sweeps = [Sweep(kind, settings) for (_, kind), settings in together.items()]
+    return [sweep for sweep in sweeps if sweep.numeric]
 
 
 def value(one: Series, parameter: str) -> Any:
