@@ -71,14 +71,12 @@ class Score(Metric):
 
     Attributes:
         name: in rows.
-        higher_is_better: None where that is not known.
         is_share: all there is lies from 0 to 1.
         is_proportion: all there is is 0 or 1.
         percent: whether it is written as such.
     """
 
     name: str
-    higher_is_better: bool | None = None  # type: ignore[assignment]
     is_share: bool = False
     is_proportion: bool = False
     percent: bool = False
@@ -149,7 +147,7 @@ def scores_of(task: str, series: Sequence[Series]) -> list[Score]:
 def _score(task: str, name: str, metric: Metric | None, values: Sequence[float]) -> Score:
     is_share = all(0 <= value <= 1 for value in values) and (metric is None or metric.pooled is None)
     return Score(
-        **(vars(metric) if metric else {"title": _in_words(name)}),
+        **(vars(metric) if metric else {"title": _in_words(name), "higher_is_better": None}),
         name=name,
         is_share=is_share,
         is_proportion=is_share and all(value in (0.0, 1.0) for value in values),

@@ -74,7 +74,7 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Metric:
-    """A score: its name in words, and which way is better.
+    """A score: its name in words, and which way is better; None where that is not known.
 
     Attributes:
         pooled: for a score that is exp(a / b) of two others, their names: of several examples it is exp(sum a / sum b).
@@ -82,7 +82,7 @@ class Metric:
     """
 
     title: str
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
     pooled: tuple[str, str] | None = None
 
 
