@@ -15,7 +15,7 @@ from ropewalk.eval.messages import in_one_line
 from ropewalk.eval.methods import Method
 from ropewalk.eval.results import Config, Facts, Results, Row
 from ropewalk.eval.subjects import Subject
-from ropewalk.eval.tasks.base import Example, Outcome, Task
+from ropewalk.eval.tasks.base import Example, Outcome, Task, spread
 
 # Called after each example with its row, and the examples done and to be done in all.
 OnRow = Callable[[Row, int, int], None]
@@ -103,13 +103,6 @@ def run(
     counts = Counter((row.method, row.error) for row in failed)
     failures = [(first[kind], count) for kind, count in counts.most_common()]
     return Counts(before, done - before - len(failed), len(failed), failures)
-
-
-def spread(examples: Sequence[Example], limit: int | None) -> list[Example]:
-    """At most `limit` examples, evenly from all: the first of them would be the shortest alone."""
-    if limit is None or limit >= len(examples):
-        return list(examples)
-    return [examples[i * len(examples) // limit] for i in range(limit)]
 
 
 def _rows(task: Task, method: Method, examples: Sequence[Example], subject: Subject, facts: Facts) -> Iterator[Row]:

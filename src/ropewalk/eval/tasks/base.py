@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from ropewalk.eval.subjects import Passage, Prompt, Subject, batches
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,13 @@ def grid(lengths: Iterable[int], depths: Iterable[float], samples: int) -> list[
         for depth in {f"{depth:.3f}": depth for depth in depths}.values()
         for i in range(samples)
     ]
+
+
+def spread(items: Sequence[T], limit: int | None) -> Sequence[T]:
+    """At most `limit` of them, evenly from all: the first examples would be the shortest alone."""
+    if limit is None or limit >= len(items):
+        return items
+    return [items[i * len(items) // limit] for i in range(limit)]
 
 
 @dataclass(frozen=True)

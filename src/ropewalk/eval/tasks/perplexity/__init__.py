@@ -16,7 +16,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
 from ropewalk.eval.prompts import encode_apart
 from ropewalk.eval.subjects import Passage, Subject
-from ropewalk.eval.tasks.base import Example, Metric, Outcome, PreparedTask, Scoring
+from ropewalk.eval.tasks.base import Example, Metric, Outcome, PreparedTask, Scoring, spread
 from ropewalk.eval.tasks.settings import Lengths, folder_of_data, refused
 from ropewalk.eval.texts import Text, sha256, texts
 
@@ -52,10 +52,8 @@ def some_windows(tokens: int, length: int, stride: int, longest: int, count: int
     Args:
         tokens: of the text, `longest` or more.
     """
-    possible = (tokens - longest) // stride + 1
-    chosen = range(possible) if count >= possible else [i * possible // count for i in range(count)]
-    ends = [longest + stride * i for i in chosen]
-    return [Window(end - length, end - stride, end) for end in ends]
+    ends = range(longest, tokens + 1, stride)
+    return [Window(end - length, end - stride, end) for end in spread(ends, count)]
 
 
 class Perplexity(PreparedTask):
