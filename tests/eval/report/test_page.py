@@ -117,18 +117,18 @@ def test_failed_examples():
     rows = [*grid("unmodified", found("unmodified"))]
     rows += [row(SELFEXTEND, score, sample=i) for i, score in enumerate([1.0, "ValueError: no", *memory])]
     (section,) = report.build([run(rows)]).sections
-    assert [[cell.text for cell in one] for one in section.failures.rows] == [
+    assert [[cell.text for cell in one] for one in section.tables[-1].rows] == [
         [SELFEXTEND, "4 of 5", "3", memory[0]],
         [SELFEXTEND, "4 of 5", "1", "ValueError: no"],
     ]
     assert "4 of 13 examples failed: they have no score, and no mean counts them." in section.notices
     assert section.tables[0].rows[1][1].text == "1.00"
-    assert report.build([full()]).sections[0].failures is None
+    assert {table.kind for table in report.build([full()]).sections[0].tables} == {"scores"}
 
 
 def test_all_failed():
     page = report.build([run([row("unmodified", "ValueError: no")])])
-    assert page.sections[0].tables == ()
+    assert [table.kind for table in page.sections[0].tables] == ["failures"]
     assert "ValueError: no" in report.to_html(page)
     assert "ValueError: no" in report.to_markdown(page, "x")
 

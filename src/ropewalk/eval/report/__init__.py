@@ -39,7 +39,6 @@ class Section:
     notices: tuple[str, ...]
     figures: tuple[Figure, ...]
     tables: tuple[Table, ...]
-    failures: Table | None
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,7 @@ def _section(task: str, name: str, runs: Sequence[Run]) -> Section:
         about=words,
         notices=tuple(notices(runs, series)),
         figures=tuple(figures_of(name, series, words)),
-        tables=tuple(score_tables(task, series, words)),
-        failures=failure_table(series),
+        tables=(*score_tables(task, series, words), *failure_table(series)),
     )
 
 
@@ -121,7 +119,7 @@ def _paragraphs(report: Report, pictures: str) -> Iterator[str]:
             yield f"**{escaped(figure.title)}**"
             yield escaped(figure.caption)
             yield "\n".join(f"![{escaped(one.alt)}](<{pictures}/{one.name}.svg>)" for one in figure.pictures)
-        for table in (*section.tables, *([section.failures] if section.failures else [])):
+        for table in section.tables:
             yield from markdown_table(table)
     yield "## How it was made"
     for table in report.made:
