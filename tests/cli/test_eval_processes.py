@@ -54,7 +54,7 @@ def test_an_error_is_told_once(tmp_path):
     assert run(*SMALL, "-o", tmp_path)[0] == 0
     code, out, errors = run(*SMALL, "-o", tmp_path, "--seed", 1, "--processes", 2)
     assert (code, out) == (2, "")
-    assert errors.count("was started with settings") == 1
+    assert errors.count("was started with seed 0, not 1") == 1
 
 
 @pytest.mark.parametrize(("codes", "code"), [((0, 3), 3), ((3, 0), 3), ((0, 0), 0), ((3, 2), 2), ((0, -9), -9)])
