@@ -53,7 +53,7 @@ class _Record(BaseModel):
 _R = TypeVar("_R", bound=_Record)
 
 
-class Identity(_Record):
+class Origin(_Record):
     """What was asked of what: the same in the configuration of a folder and in the facts of all its rows.
 
     Attributes:
@@ -71,7 +71,7 @@ class Identity(_Record):
     seed: int
 
 
-class Config(Identity):
+class Config(Origin):
     """What was asked for, complete: the same configuration gives the same examples.
 
     Attributes:
@@ -85,7 +85,7 @@ class Config(Identity):
     trained_window: _Whole | None = None
 
 
-class Facts(Identity):
+class Facts(Origin):
     """What rows are of, and where and by what they were computed: the same for all that a process writes.
 
     Attributes:
@@ -320,7 +320,7 @@ def _check_same(started: Config, wanted: Config, folder: Path) -> None:
 
 def _check_of(facts: Facts, config: Config, where: str) -> None:
     """Raises ResultsError: the row is of something else than the folder."""
-    for name in Identity.model_fields:
+    for name in Origin.model_fields:
         its, ours = getattr(facts, name), getattr(config, name)
         if its != ours:
             raise ResultsError(

@@ -39,7 +39,7 @@ def config_of(
     task: Task, methods: Sequence[Method], subject: Subject, seed: int, trained_window: int | None = None
 ) -> Config:
     return Config(
-        **_identity(task, subject, seed),
+        **_origin(task, subject, seed),
         settings=task.settings,
         methods=tuple(method.name for method in methods),
         trained_window=trained_window,
@@ -51,7 +51,7 @@ def facts_of(task: Task, subject: Subject, seed: int) -> Facts:
     from ropewalk.integrations.transformers.versions import versions
 
     return Facts(
-        **_identity(task, subject, seed),
+        **_origin(task, subject, seed),
         dtype=subject.dtype,
         device=subject.device,
         batch_size=subject.batch_size,
@@ -60,7 +60,7 @@ def facts_of(task: Task, subject: Subject, seed: int) -> Facts:
     )
 
 
-def _identity(task: Task, subject: Subject, seed: int) -> dict[str, Any]:
+def _origin(task: Task, subject: Subject, seed: int) -> dict[str, Any]:
     return {"task": task.name, "version": task.version, "model": subject.name, "model_hash": subject.weights_hash,
             "seed": seed}  # fmt: skip
 
