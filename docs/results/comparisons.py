@@ -10,8 +10,8 @@ from statistics import fmean, variance
 
 from ropewalk.eval import report
 from ropewalk.eval.report.estimates import Estimate, difference
-from ropewalk.eval.report.runs import Series, together
 from ropewalk.eval.report.scores import ALL, Part, scores_of
+from ropewalk.eval.report.series import Series, together
 from ropewalk.eval.report.tables import Cell, Table
 from ropewalk.eval.results import Row
 

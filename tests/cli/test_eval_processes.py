@@ -7,7 +7,7 @@ import time
 import pytest
 
 from ropewalk.cli.eval import processes
-from ropewalk.eval.results import read_rows
+from ropewalk.eval.results import read
 
 SMALL = ["eval", "passkey", "--model", "dummy", "--lengths", "200,1k", "--depths", "3", "--samples", "2"]
 
@@ -32,7 +32,7 @@ def run(*arguments):
 
 
 def scores(folder):
-    return {row.key: row.scores for row in read_rows(folder)}
+    return {row.key: row.scores for row in read(folder).rows}
 
 
 def test_two_processes_share_what_one_does(tmp_path):
@@ -54,7 +54,7 @@ def test_an_error_is_told_once(tmp_path):
     assert run(*SMALL, "-o", tmp_path)[0] == 0
     code, out, errors = run(*SMALL, "-o", tmp_path, "--seed", 1, "--processes", 2)
     assert (code, out) == (2, "")
-    assert errors.count("was started with settings") == 1
+    assert errors.count("was started with seed 0, not 1") == 1
 
 
 @pytest.mark.parametrize(("codes", "code"), [((0, 3), 3), ((3, 0), 3), ((0, 0), 0), ((3, 2), 2), ((0, -9), -9)])

@@ -16,7 +16,8 @@ from ropewalk.cli import app
 from ropewalk.cli.eval import tasks as commands
 from ropewalk.eval.subjects import Prompt
 from ropewalk.eval.tasks import TASKS
-from ropewalk.eval.tasks.base import Example, Generation, Lengths, Metric, Outcome, PreparedTask, written
+from ropewalk.eval.tasks.base import Example, Generation, Metric, PreparedTask
+from ropewalk.eval.tasks.settings import Lengths, written
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 MADE_UP = ["leval", "longbench", "short"]  # read files, which `data_dir` writes
@@ -55,9 +56,7 @@ class Echo(PreparedTask):
     def prepare(self, example, subject):
         word = getattr("Word", self.case)()
         ids = subject.encode(f"{'Please say' if self.polite else 'Say'} {word}")
-        return Generation(
-            Prompt(ids, 4), lambda answer: Outcome(len(ids), {"same": float(answer == word)}, word, answer)
-        )
+        return Generation(Prompt(ids, 4), word, lambda answer: {"same": float(answer == word)})
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ropewalk.eval.results import Config, Facts, Results, ResultsError, Row, read, read_config, read_rows
+from ropewalk.eval.results import Config, Facts, Results, ResultsError, Row, read, read_config
 from ropewalk.eval.share import ALL, Share
 
 CONFIG = Config(
@@ -36,7 +36,7 @@ def done(folder):
 
 
 def examples(folder):
-    return [one.example for one in read_rows(folder)]
+    return [one.example for one in read(folder).rows]
 
 
 def test_rows_come_back(tmp_path):
@@ -44,7 +44,7 @@ def test_rows_come_back(tmp_path):
     # Also what is infinite, and characters that end lines.
     rows = [row("a", exact_match=1.0), row("b", score=math.inf), row("c\u2028\x85\x1e\r\n", facts=later)]
     add(tmp_path / "new" / "folder", *rows)
-    assert read_rows(tmp_path / "new" / "folder") == tuple(rows)
+    assert read(tmp_path / "new" / "folder").rows == tuple(rows)
     assert read_config(tmp_path / "new" / "folder") == CONFIG
     files = sorted(path.name for path in (tmp_path / "new" / "folder").iterdir() if not path.name.startswith("."))
     assert files == ["config.json", *sorted(f"facts-{one.name}.json" for one in (FACTS, later)), "results.jsonl"]
@@ -62,7 +62,7 @@ def test_rows_that_hold_their_facts_are_read(tmp_path):
     rows = [row("a", exact_match=1.0), row("b", "RuntimeError: no")]
     add(tmp_path)
     (tmp_path / "results.jsonl").write_text("".join(as_once(*rows)))
-    assert read_rows(tmp_path) == tuple(rows)
+    assert read(tmp_path).rows == tuple(rows)
     add(tmp_path, row("b", exact_match=0.0))
     assert examples(tmp_path) == ["a", "b"]
 
@@ -124,7 +124,7 @@ def test_a_failed_example_is_tried_again(tmp_path, failed_in):
     add(tmp_path, row("a", "RuntimeError: no"), share=Share(failed_in, 2))
     assert done(tmp_path) == set()
     add(tmp_path, row("a", exact_match=1.0), share=Share(1 - failed_in, 2))
-    assert [one.scores for one in read_rows(tmp_path)] == [{"exact_match": 1.0}]
+    assert [one.scores for one in read(tmp_path).rows] == [{"exact_match": 1.0}]
     assert done(tmp_path) == {"a"}
 
 

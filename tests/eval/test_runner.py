@@ -1,12 +1,15 @@
+import gc
 import json
+import weakref
 
 import pytest
 
 from ropewalk.eval.methods import Method
-from ropewalk.eval.results import Results, read_rows
-from ropewalk.eval.runner import config_of, facts_of, run, spread
+from ropewalk.eval.results import Results, read
+from ropewalk.eval.runner import config_of, facts_of, run
 from ropewalk.eval.share import Share
 from ropewalk.eval.subjects import Dummy
+from ropewalk.eval.tasks.base import spread
 from ropewalk.eval.tasks.passkey import Passkey
 
 METHODS = (Method("unmodified"), Method("other"))
@@ -32,7 +35,7 @@ def test_every_example_under_every_method(tmp_path):
     counts = run(one, METHODS, subject, results, facts, on_row=lambda row, done, total: seen.append((done, total)))
     assert (counts.done_before, counts.done, counts.failed) == (0, 16, 0)
     assert seen == [(i, 16) for i in range(1, 17)]
-    rows = list(read_rows(tmp_path))
+    rows = list(read(tmp_path).rows)
     assert len({row.key for row in rows}) == 16
     assert [row.cell["length"] for row in rows[:8]] == [100] * 4 + [300] * 4
     assert all(row.output == "12345" and row.scores == {"exact_match": 0.0} for row in rows)
@@ -43,7 +46,7 @@ def test_every_example_under_every_method(tmp_path):
 def test_a_stopped_run_goes_on_where_it_was(tmp_path):
     class Stopped(Dummy):
         def answers(self, prompts):
-            if len(list(read_rows(tmp_path))) == 5:
+            if len(list(read(tmp_path).rows)) == 5:
                 raise KeyboardInterrupt
             return ["no"] * len(prompts)
 
@@ -57,7 +60,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path):
     counts = run(one, METHODS, subject, results, facts)
     assert (counts.done_before, counts.done) == (5, 11)
     assert (tmp_path / "results.jsonl").read_text().startswith(before)
-    assert len(list(read_rows(tmp_path))) == 16
+    assert len(list(read(tmp_path).rows)) == 16
     assert run(one, METHODS, subject, results, facts).done == 0
 
 
@@ -72,12 +75,40 @@ def test_an_example_that_fails_is_recorded(tmp_path):
     one, results, facts = start(tmp_path, subject)
     counts = run(one, METHODS, subject, results, facts)
     assert (counts.done, counts.failed) == (8, 8)
-    errors = {row.cell["length"]: row.error for row in read_rows(tmp_path)}
+    errors = {row.cell["length"]: row.error for row in read(tmp_path).rows}
     assert errors == {100: None, 300: "RuntimeError: out of memory"}
 
 
+def test_what_a_failed_example_held_is_let_go(tmp_path):
+    """At once, and not when Python next looks for circles: on a GPU the next example needs that memory."""
+
+    class Large:
+        pass
+
+    held = []
+
+    class Failing(Dummy):
+        def answers(self, prompts):
+            assert not any(one() for one in held)
+            mine = Large()
+            held.append(weakref.ref(mine))
+            try:
+                raise MemoryError
+            except MemoryError as error:
+                first = error  # a circle: the error knows this frame
+                raise RuntimeError("out of memory") from first
+
+    one, results, facts = start(tmp_path, Failing())
+    gc.disable()
+    try:
+        assert run(one, METHODS, Failing(), results, facts).failed == 16
+    finally:
+        gc.enable()
+    assert len(held) == 16
+
+
 def test_a_limit_is_spread_over_all():
-    assert spread(list(range(10)), None) == spread(list(range(10)), 10) == list(range(10))
+    assert list(spread(range(10), None)) == list(spread(range(10), 10)) == list(range(10))
     assert spread(list(range(10)), 3) == [0, 3, 6]
     assert spread(list(range(10)), 1) == [0]
 
@@ -153,10 +184,10 @@ def test_a_batch_has_the_rows_of_its_examples(tmp_path):
     assert together.asked == [3, 3, 2] * 2
 
     def facts_aside(folder):
-        return [row.model_copy(update={"facts": None, "seconds": 0}) for row in read_rows(tmp_path / folder)]
+        return [row.model_copy(update={"facts": None, "seconds": 0}) for row in read(tmp_path / folder).rows]
 
     assert facts_aside("together") == facts_aside("alone")
-    assert {row.facts.batch_size for row in read_rows(tmp_path / "together")} == {3}
+    assert {row.facts.batch_size for row in read(tmp_path / "together").rows} == {3}
 
 
 def test_a_batch_that_fails_is_asked_one_by_one(tmp_path):
@@ -165,7 +196,7 @@ def test_a_batch_that_fails_is_asked_one_by_one(tmp_path):
     counts = run(one, METHODS, subject, results, facts)
     assert (counts.done, counts.failed) == (8, 8)
     assert subject.asked == [8, *[1] * 8] * 2
-    errors = {row.cell["length"]: row.error for row in read_rows(tmp_path)}
+    errors = {row.cell["length"]: row.error for row in read(tmp_path).rows}
     assert errors == {100: None, 300: "RuntimeError: out of memory"}
 
 
@@ -174,7 +205,7 @@ def test_shares_are_all_and_each_has_all_lengths(tmp_path):
     for index in range(3):
         one, results, facts = start(tmp_path, subject, share=Share(index, 3))
         run(one, METHODS, subject, results, facts)
-    rows = list(read_rows(tmp_path))
+    rows = list(read(tmp_path).rows)
     assert len({row.key for row in rows}) == len(rows) == 16
     for name in ("results.jsonl", "results-1.jsonl", "results-2.jsonl"):
         lines = (tmp_path / name).read_text().splitlines()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
-from difflib import get_close_matches
 from typing import Any, NoReturn, TextIO
 
 import typer
@@ -15,6 +14,7 @@ from typer.core import TyperGroup
 
 from ropewalk.files import naming, printable
 from ropewalk.maps import MapEntryPointError
+from ropewalk.names import did_you_mean as did_you_mean
 
 # What the parser raises for a wrong option, value or command; its name and place differ between typer's releases.
 _ParserError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -120,9 +120,3 @@ def show(message: str, as_json: bool) -> None:
     """Writes an error to stderr, in one line."""
     message = printable(message)
     print(json.dumps({"error": message}) if as_json else f"error: {message}", file=sys.stderr)
-
-
-def did_you_mean(typed: str, known: Iterable[str]) -> str:
-    """` Did you mean 'selfextend'?`, or nothing where no known name resembles the typed one."""
-    close = get_close_matches(typed.lower(), list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""

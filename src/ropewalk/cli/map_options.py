@@ -16,9 +16,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 from rich.markup import escape
 
-from ropewalk.cli.errors import UserError, did_you_mean
+from ropewalk.cli.errors import UserError
 from ropewalk.maps import MAPS, MapEntryPointError, PositionMap
 from ropewalk.maps.positions import UNBOUNDED
+from ropewalk.names import unknown
 
 _PANEL = "Map"
 _READERS: dict[Any, Callable[[str], Any]] = {int: int, float: float, bool: {"true": True, "false": False}.__getitem__}
@@ -103,8 +104,7 @@ def check_tokens(option: str, value: int, at_least: int = 1) -> None:
 def _kind(name: str) -> type[PositionMap]:
     if name in MAPS:
         return MAPS[name]
-    suggestion = did_you_mean(name, MAPS)
-    raise UserError(f"no map is called {name!r}.{suggestion} The maps are {', '.join(MAPS)}")
+    raise UserError(unknown("map", name, MAPS))
 
 
 def _parameters(default: str, kinds: Mapping[str, type[PositionMap]], taken: Container[str]) -> list[inspect.Parameter]:

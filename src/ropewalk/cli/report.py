@@ -29,13 +29,10 @@ def command(
     from ropewalk.eval.results import ResultsError, read
 
     try:
-        runs = [read(folder) for folder in _once(folders)]
+        # A folder that is named twice is one.
+        runs = [read(folder) for folder in {folder.resolve(): folder for folder in folders}.values()]
+        page = report.build(runs)
     except ResultsError as error:
         raise UserError(str(error)) from error
-    written, markdown = report.write(report.build(runs), output)
+    written, markdown = report.write(page, output)
     print(f"{sum(len(run.rows) for run in runs)} rows: {written} and {markdown}")
-
-
-def _once(folders: list[Path]) -> list[Path]:
-    """A folder that is named twice is one."""
-    return list({folder.resolve(): folder for folder in folders}.values())

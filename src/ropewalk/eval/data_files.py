@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from ropewalk.eval.errors import first_problem, told
+from ropewalk.eval.messages import first_problem, in_one_line
 
 T = TypeVar("T")
 
@@ -104,4 +104,4 @@ def loading(what: str, otherwise: str) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{what} cannot be loaded ({told(error)}): {otherwise}") from error
+        raise DataError(f"{what} cannot be loaded ({in_one_line(error)}): {otherwise}") from error

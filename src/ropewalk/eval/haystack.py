@@ -1,19 +1,15 @@
-"""Prompts that hide one short fact in a long text and ask for it at the end. Pure text: no model, no framework.
+"""Short facts to hide in a long text and ask for at the end. Pure text: no model, no framework.
 
-Two kinds: a five-digit pass key in sentences that repeat (the passkey test of Mohtashami and Jaggi 2023,
-arXiv 2305.16300, in our own words), and an invented sentence in a book.
+Pass keys are those of Mohtashami and Jaggi 2023 (arXiv 2305.16300), in our own words; invented facts are for a book.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate
 
-from ropewalk.data import alice
 from ropewalk.eval.fitting import most_that_fit
 
 # Number of tokens of a text, special tokens included.
@@ -113,64 +109,25 @@ def passkey(
     Raises:
         ValueError: `depth` is out of range, or `tokens` is too few for the question alone.
     """
-    key = str(random.Random(seed).randrange(10 ** (digits - 1), 10**digits))
-    needle, question = f"The pass key is {key}. Remember it. {key} is the pass key.", "What is the pass key?"
-    units = [filler] * max(tokens, 0)
-    return _hide(needle, question, key, head, units, "\n", f"\n{question} The pass key is", tokens, depth, count)
-
-
-def book(tokens: int, depth: float, count: TokenCounter, seed: int = 0, text: str | None = None) -> Haystack:
-    """An invented sentence between two paragraphs of a book, from its beginning on; the prompt ends with a question.
-
-    Args:
-        tokens: length of the prompt; it ends up at most a paragraph shorter, and no longer than the book.
-        depth: where to hide the sentence, from 0 (the beginning) to 1 (the end).
-        count: number of tokens of a text.
-        seed: of the sentence.
-        text: the book; by default "Alice's Adventures in Wonderland".
-
-    Raises:
-        ValueError: `depth` is out of range, or `tokens` is too few for the question alone.
-    """
-    chance = random.Random(seed)
-    needle, question, beginning, answers = chance.choice(FACTS)
-    answer = chance.choice(answers)
-    units = (alice() if text is None else text).strip().split("\n\n")
-    tail = f"\n\nQuestion: {question}\nAnswer: {beginning}"
-    return _hide(needle.format(answer), question, answer, "", units, "\n\n", tail, tokens, depth, count)
-
-
-def _hide(
-    needle: str,
-    question: str,
-    answer: str,
-    head: str,
-    units: Sequence[str],
-    separator: str,
-    tail: str,
-    tokens: int,
-    depth: float,
-    count: TokenCounter,
-) -> Haystack:
-    """The needle between the units, as many of them as fit."""
     if not 0 <= depth <= 1:
         raise ValueError(f"depth must be from 0 to 1, got {depth}")
+    key = str(random.Random(seed).randrange(10 ** (digits - 1), 10**digits))
+    needle, question = f"The pass key is {key}. Remember it. {key} is the pass key.", "What is the pass key?"
+    line = f"{filler}\n"
 
-    def parts(number: int) -> tuple[str, str]:
-        chosen = units[:number]
-        ends = [0, *accumulate(len(unit) + len(separator) for unit in chosen)]
-        at = bisect_left(ends, depth * ends[-1])
-        return head + "".join(unit + separator for unit in chosen[:at]), separator.join((needle, *chosen[at:])) + tail
+    def parts(lines: int) -> tuple[str, str]:
+        """So many lines with the needle behind the first that end at the depth or beyond."""
+        before = int(-(-depth * (lines * len(line)) // len(line)))
+        return head + before * line, "\n".join((needle, *[filler] * (lines - before), f"{question} The pass key is"))
 
-    def length(number: int) -> int:
-        return count("".join(parts(number)))
+    def length(lines: int) -> int:
+        return count("".join(parts(lines)))
 
     least = length(0)
     if least > tokens:
         raise ValueError(f"a prompt of {tokens} tokens is too short: the question alone has {least}")
-    number = most_that_fit(length, tokens, len(units), _FIRST_GUESS, least)
-    before, after = parts(number)
+    before, after = parts(most_that_fit(length, tokens, tokens, _FIRST_GUESS, least))
     prompt = before + after
-    position = len(before) + after.index(answer)
     total = count(prompt)
-    return Haystack(prompt, needle, question, answer, depth, total, total - count(prompt[:position]))
+    back = total - count(before + after.partition(key)[0])
+    return Haystack(prompt, needle, question, key, depth, total, back)

@@ -18,12 +18,12 @@ from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.eval.scalings import SCALINGS, RopeScaling
 from ropewalk.maps import MAPS, PositionMap
+from ropewalk.names import unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -106,10 +106,7 @@ def _method(name: str, parameters: dict[str, Any], longest: int, trained_window:
     if name == UNMODIFIED and not parameters:
         return Method(UNMODIFIED)
     if name not in CHANGES:
-        known = [UNMODIFIED, *CHANGES]
-        close = get_close_matches(name, known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"no method is called {name!r}.{hint} The methods are {', '.join(known)}")
+        raise ValueError(unknown("method", name, [UNMODIFIED, *CHANGES]))
     kind = CHANGES[name]
     try:
         change = kind(**parameters) if parameters else kind.for_length(longest, trained_window)

@@ -14,13 +14,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -33,13 +32,11 @@ from pydantic import (
     model_validator,
 )
 
-from ropewalk.eval.errors import first_problem
-from ropewalk.eval.share import ALL, Share
+from ropewalk.eval.messages import first_problem
+from ropewalk.eval.share import ALL, Share, release
 from ropewalk.files import naming, read_bytes
 
-_CONFIG, _ROWS, _FACTS, _LOCKS = "config.json", "results*.jsonl", "facts-*.json", ".running-*"
-# What is the same in all rows of a folder, by the names that both the configuration and the facts have.
-_SHARED = ("task", "version", "model", "model_hash", "seed")
+_CONFIG, _ROWS, _FACTS = "config.json", "results*.jsonl", "facts-*.json"
 
 _Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
@@ -56,45 +53,48 @@ class _Record(BaseModel):
 _R = TypeVar("_R", bound=_Record)
 
 
-class Config(_Record):
-    """What was asked for, complete: the same configuration gives the same examples.
+class Origin(_Record):
+    """What was asked of what: the same in the configuration of a folder and in the facts of all its rows.
 
     Attributes:
         task: name of the task.
         version: of the task; another one may have other prompts or another metric.
-        settings: of the task, as plain data.
-        methods: how the model is run, in the words that `methods.parse` takes.
         model: its name.
         model_hash: of the weights; empty where they have none, as the dummy's.
         seed: of everything random.
-        trained_window: tokens that the model was trained on; None where that was not recorded.
     """
 
     task: str
     version: int
-    settings: dict[str, Any]
-    methods: tuple[str, ...]
     model: str
     model_hash: str
     seed: int
+
+
+class Config(Origin):
+    """What was asked for, complete: the same configuration gives the same examples.
+
+    Attributes:
+        settings: of the task, as plain data.
+        methods: how the model is run, in the words that `methods.parse` takes.
+        trained_window: tokens that the model was trained on; None where that was not recorded.
+    """
+
+    settings: dict[str, Any]
+    methods: tuple[str, ...]
     trained_window: _Whole | None = None
 
 
-class Facts(_Record):
+class Facts(Origin):
     """What rows are of, and where and by what they were computed: the same for all that a process writes.
 
     Attributes:
         batch_size: prompts or passages at a time; how they are rounded depends on it.
     """
 
-    task: str
-    version: int
-    model: str
-    model_hash: str
     dtype: str
     device: str
     batch_size: int = 1
-    seed: int
     commit: str
     versions: dict[str, str]
 
@@ -195,7 +195,12 @@ class Results:
         self._rows = folder / (f"results-{share.index}.jsonl" if share.index else "results.jsonl")
         self._written: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(folder, share, limit)
+        try:
+            self._lock = share.lock(folder, limit)
+        except Timeout:
+            raise ResultsError(
+                f"another process is writing to {folder}: wait until it has ended, or name another folder"
+            ) from None
         try:
             self._start(config)
         except BaseException:
@@ -224,7 +229,7 @@ class Results:
 
     def close(self) -> None:
         """Lets others write."""
-        _release(self._lock)
+        release(self._lock)
 
     def add(self, row: Row) -> None:
         """Writes a row; it is on the disk when this returns."""
@@ -250,17 +255,10 @@ class Results:
 
 
 def read(folder: Path) -> Run:
-    """Raises ResultsError: there is none, it holds other things, or has no rows yet."""
+    """A run, which may have no rows yet. Raises ResultsError: there is none, or the folder holds other things."""
     if not folder.is_dir():
         raise ResultsError(f"there is no folder {folder}")
-    found = _read(folder, read_config(folder))
-    if not found.rows:
-        raise ResultsError(
-            f"{folder} has no rows: {found.damaged[0]}"
-            if found.damaged
-            else f"{folder} has no rows yet: run the evaluation first"
-        )
-    return found
+    return _read(folder, read_config(folder))
 
 
 def read_config(folder: Path) -> Config:
@@ -269,11 +267,6 @@ def read_config(folder: Path) -> Config:
         return _record(folder / _CONFIG, Config)
     except FileNotFoundError:
         raise ResultsError(f"{folder} holds no results: there is no {_CONFIG}") from None
-
-
-def read_rows(folder: Path) -> tuple[Row, ...]:
-    """Those of `Run`; there may be none."""
-    return _read(folder, read_config(folder)).rows
 
 
 def _read(folder: Path, config: Config) -> Run:
@@ -314,42 +307,6 @@ def _write_whole(path: Path, record: _Record, share: Share) -> None:
     temporary.replace(path)
 
 
-def _locked(folder: Path, share: Share, limit: int | None) -> FileLock:
-    """Holds what tells others that this process writes; the system lets it go when the process ends, however it does.
-
-    Processes that share a run have different examples, if each is told the same number of them: those can write
-    together, and no others.
-
-    Raises:
-        ResultsError: another writes what this one would.
-    """
-    division = f"of-{share.count}" + ("" if limit is None else f"-limit-{limit}")
-    mine = FileLock(folder / f".running-{share.index}-{division}")
-    try:
-        mine.acquire(timeout=0)
-        # Taken first and looked around afterwards: of two that come at once, not both can miss the other.
-        for path in folder.glob(_LOCKS):
-            if not path.name.endswith(division):
-                its = FileLock(path)
-                its.acquire(timeout=0)
-                # Of a process that is gone.
-                _release(its)
-    except Timeout:
-        _release(mine)
-        raise ResultsError(
-            f"another process is writing to {folder}: wait until it has ended, or name another folder"
-        ) from None
-    return mine
-
-
-def _release(lock: FileLock) -> None:
-    if lock.is_locked:
-        # While it is held: afterwards it may be another's.
-        with suppress(OSError):
-            Path(lock.lock_file).unlink()
-        lock.release()
-
-
 def _check_same(started: Config, wanted: Config, folder: Path) -> None:
     for name in Config.model_fields:
         old, new = getattr(started, name), getattr(wanted, name)
@@ -363,7 +320,7 @@ def _check_same(started: Config, wanted: Config, folder: Path) -> None:
 
 def _check_of(facts: Facts, config: Config, where: str) -> None:
     """Raises ResultsError: the row is of something else than the folder."""
-    for name in _SHARED:
+    for name in Origin.model_fields:
         its, ours = getattr(facts, name), getattr(config, name)
         if its != ours:
             raise ResultsError(

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
+from traceback import clear_frames
 from typing import Any
 
 from ropewalk.eval.commit import commit_of
-from ropewalk.eval.errors import told
+from ropewalk.eval.messages import in_one_line
 from ropewalk.eval.methods import Method
 from ropewalk.eval.results import Config, Facts, Results, Row
 from ropewalk.eval.subjects import Subject
-from ropewalk.eval.tasks.base import Example, Outcome, Task
+from ropewalk.eval.tasks.base import Example, Outcome, Task, spread
 
 # Called after each example with its row, and the examples done and to be done in all.
 OnRow = Callable[[Row, int, int], None]
@@ -39,13 +39,9 @@ def config_of(
     task: Task, methods: Sequence[Method], subject: Subject, seed: int, trained_window: int | None = None
 ) -> Config:
     return Config(
-        task=task.name,
-        version=task.version,
+        **_origin(task, subject, seed),
         settings=task.settings,
         methods=tuple(method.name for method in methods),
-        model=subject.name,
-        model_hash=subject.weights_hash,
-        seed=seed,
         trained_window=trained_window,
     )
 
@@ -55,17 +51,18 @@ def facts_of(task: Task, subject: Subject, seed: int) -> Facts:
     from ropewalk.integrations.transformers.versions import versions
 
     return Facts(
-        task=task.name,
-        version=task.version,
-        model=subject.name,
-        model_hash=subject.weights_hash,
+        **_origin(task, subject, seed),
         dtype=subject.dtype,
         device=subject.device,
         batch_size=subject.batch_size,
-        seed=seed,
         commit=commit_of(Path(__file__), "../.."),
         versions=versions(),
     )
+
+
+def _origin(task: Task, subject: Subject, seed: int) -> dict[str, Any]:
+    return {"task": task.name, "version": task.version, "model": subject.name, "model_hash": subject.weights_hash,
+            "seed": seed}  # fmt: skip
 
 
 def run(
@@ -108,13 +105,6 @@ def run(
     return Counts(before, done - before - len(failed), len(failed), failures)
 
 
-def spread(examples: Sequence[Example], limit: int | None) -> list[Example]:
-    """At most `limit` examples, evenly from all: the first of them would be the shortest alone."""
-    if limit is None or limit >= len(examples):
-        return list(examples)
-    return [examples[i * len(examples) // limit] for i in range(limit)]
-
-
 def _rows(task: Task, method: Method, examples: Sequence[Example], subject: Subject, facts: Facts) -> Iterator[Row]:
     """Of a batch: all together, or one by one if that fails, to find the one that does."""
     began = perf_counter()
@@ -144,8 +134,10 @@ def _rows(task: Task, method: Method, examples: Sequence[Example], subject: Subj
 
 
 def _recorded(error: Exception) -> str:
-    """An error as rows hold it. What it held is let go: what ran out of memory is still in its frames."""
-    problem = told(error, 500)
-    error.__traceback__ = None
-    gc.collect()
-    return problem
+    """An error as rows hold it. What it held is let go: what ran out of memory is still in its frames, and in those of
+    the errors before it."""
+    link: BaseException | None = error
+    while link is not None:
+        clear_frames(link.__traceback__)
+        link = link.__context__
+    return in_one_line(error, 500)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ropewalk.data import alice
 from ropewalk.eval.data_files import DataError, loading, read_file, text_of
+from ropewalk.names import unknown
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,7 @@ def texts(name: str, data_dir: Path | None = None) -> list[Text]:
     if name == "alice":
         return [Text("alice", alice())]
     if name not in _SETS:
-        known = ("alice", *_SETS)
-        close = get_close_matches(name, known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise DataError(f"no text is called {name!r}.{hint} The texts are {', '.join(known)}")
+        raise DataError(unknown("text", name, ("alice", *_SETS)))
     found = _from_hub(name, _SETS[name]) if data_dir is None else _from_folder(data_dir, _SETS[name])
     return sorted(found, key=lambda text: text.name)
 

@@ -184,9 +184,17 @@ def test_scores_of_options():
     assert option_scores([-1.0, -2.0], 1)["accuracy"] == 0.0
     assert option_scores([-1.0, -1.0, -9.0, -1.0], 3)["accuracy"] == pytest.approx(1 / 3)
     assert option_scores([-1000.0, -1000.0], 0)["probability"] == 0.5
-    for broken in (math.nan, -math.inf):
-        with pytest.raises(ValueError, match="not numbers, or 0"):
-            option_scores([-1.0, broken], 0)
+
+
+@pytest.mark.parametrize("broken", [math.nan, -math.inf])
+def test_options_that_cannot_be_scored(data_dir, broken):
+    class Broken(Dummy):
+        def log_likelihoods(self, passages):
+            return [[-1.0, broken] for _ in passages]
+
+    one = task(data_dir, mode="options", tasks=("quality",))
+    with pytest.raises(ValueError, match="not numbers, or 0"):
+        one.outcomes([*one.examples()], Broken())
 
 
 @pytest.mark.parametrize(

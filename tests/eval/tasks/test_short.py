@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 from ropewalk.eval import report
 from ropewalk.eval.data_files import DataError
 from ropewalk.eval.methods import Method, parse
-from ropewalk.eval.results import Results, read_rows
+from ropewalk.eval.results import Results, read
 from ropewalk.eval.runner import config_of, facts_of, run
 from ropewalk.eval.subjects import Dummy, Model
 from ropewalk.eval.tasks.short import BENCHMARKS, Short
@@ -84,7 +84,7 @@ def task(data, *names, **settings):
 def ask(folder, one, subject, methods=(PLAIN,), **options):
     results = Results(folder, config_of(one, methods, subject, 0), **options)
     counts = run(one, methods, subject, results, facts_of(one, subject, 0))
-    return counts, list(read_rows(folder))
+    return counts, list(read(folder).rows)
 
 
 @pytest.fixture

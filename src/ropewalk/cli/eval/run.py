@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -35,59 +34,39 @@ if TYPE_CHECKING:
     from ropewalk.eval.subjects import Subject
     from ropewalk.eval.tasks import Task
 
-_RUN = "Run"
 # Kinds of failures that are told.
 _TOLD = 5
 # Where all texts fit the trained window, a map without parameters is chosen for texts of so many: the paper's 16k for a
 # model trained on 4k.
 _TIMES = 4
-MethodOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--method",
-        metavar="METHOD",
-        help="unmodified, a name such as yarn, or one with its parameters, such as "
-        "'selfextend(group_size=8, window=1024)'; a set of values such as group_size={4, 8} runs each. Several times. "
-        "\\[default: unmodified and selfextend]",
-        rich_help_panel=_RUN,
-    ),
-]
-OutputOption = Annotated[
-    Path,
-    typer.Option("--output", "-o", parser=path, metavar="DIR", help="Folder of the results.", rich_help_panel=_RUN),
-]
-LimitOption = Annotated[
-    int | None, typer.Option(min=1, help="Examples of each method, spread over all.", rich_help_panel=_RUN)
-]
-BatchSizeOption = Annotated[
-    int, typer.Option(min=1, help="Prompts or passages that are asked together.", rich_help_panel=_RUN)
-]
-ChunkOption = Annotated[
-    int,
-    typer.Option(
-        min=1,
-        help="Tokens of each text read in one pass: more are faster on a GPU, fewer need less memory.",
-        rich_help_panel=_RUN,
-    ),
-]
-ProcessesOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="Processes that share the examples. \\[default: one a GPU]", rich_help_panel=_RUN),
-]
-SeedOption = Annotated[int, typer.Option(help="Of everything random.", rich_help_panel=_RUN)]
+_option = functools.partial(typer.Option, rich_help_panel="Run")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunOptions:
     """What was asked for that every task has. The options are read off the fields."""
 
-    output: OutputOption
-    method: MethodOption = None
-    limit: LimitOption = None
-    seed: SeedOption = 0
-    batch_size: BatchSizeOption = 1
-    chunk: ChunkOption = 2048
-    processes: ProcessesOption = None
+    output: Annotated[Path, _option("--output", "-o", parser=path, metavar="DIR", help="Folder of the results.")]
+    method: Annotated[
+        list[str] | None,
+        _option(
+            "--method",
+            metavar="METHOD",
+            help="unmodified, a name such as yarn, or one with its parameters, such as "
+            "'selfextend(group_size=8, window=1024)'; a set of values such as group_size={4, 8} runs each. Several "
+            "times. \\[default: unmodified and selfextend]",
+        ),
+    ] = None
+    limit: Annotated[int | None, _option(min=1, help="Examples of each method, spread over all.")] = None
+    seed: Annotated[int, _option(help="Of everything random.")] = 0
+    batch_size: Annotated[int, _option(min=1, help="Prompts or passages that are asked together.")] = 1
+    chunk: Annotated[
+        int,
+        _option(min=1, help="Tokens of each text read in one pass: more are faster on a GPU, fewer need less memory."),
+    ] = 2048
+    processes: Annotated[
+        int | None, _option(min=1, help="Processes that share the examples. \\[default: one a GPU]")
+    ] = None
     model: ModelOption = None
     trained_window: TrainedWindowOption = None
     dtype: DtypeOption = "auto"
@@ -101,24 +80,7 @@ class Run:
         return self.method or ["unmodified", "selfextend"]
 
 
-def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options of `Run`; it receives them as `run`."""
-    own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "run"]
-    shared = list(inspect.signature(Run, eval_str=True).parameters.values())
-
-    @functools.wraps(command)
-    def wrapper(**values: Any) -> None:
-        run = Run(**{one.name: values.pop(one.name) for one in shared})
-        command(run=run, **values)
-
-    # typer reads the options off the signature and the annotations.
-    everything = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*own, *shared)]
-    wrapper.__signature__ = inspect.Signature(everything)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {one.name: one.annotation for one in everything}
-    return wrapper
-
-
-def evaluate(task: Task, run: Run) -> None:
+def evaluate(task: Task, run: RunOptions) -> None:
     """Runs a task, in this process or in several that share its examples; each reads its data, once options are known
     to be right, and then loads the model."""
     from ropewalk.eval import methods as ways
@@ -150,7 +112,7 @@ def evaluate(task: Task, run: Run) -> None:
         raise typer.Exit(processes.ALL_FAILED)
 
 
-def _loader(run: Run) -> Callable[[], tuple[Subject, int]]:
+def _loader(run: RunOptions) -> Callable[[], tuple[Subject, int]]:
     """What loads the model, which is known to exist, and says its trained window."""
     from ropewalk.eval.subjects import Dummy, Model, weights_hash
 
@@ -167,7 +129,7 @@ def _loader(run: Run) -> Callable[[], tuple[Subject, int]]:
 
 
 @contextmanager
-def _sharing(run: Run) -> Iterator[Share]:
+def _sharing(run: RunOptions) -> Iterator[Share]:
     """What this process does of the run. Where several are wanted, they are started instead, and the command ends.
 
     Raises:

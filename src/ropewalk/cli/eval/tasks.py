@@ -14,27 +14,31 @@ from rich.markup import escape
 
 from ropewalk.cli import model_options
 from ropewalk.cli.errors import UserError
-from ropewalk.cli.eval.run import Run, evaluate, with_run_options
-from ropewalk.eval.tasks.base import OURS, Task, written
+from ropewalk.cli.eval.run import RunOptions, evaluate
+from ropewalk.eval.tasks.base import Task
+from ropewalk.eval.tasks.settings import OURS, written
 
 # Every run has a seed, for tasks that take one.
 _SEED = "seed"
 
 
 def command_of(kind: type[Task]) -> Callable[..., None]:
-    """The command of a kind of task, as typer takes it."""
+    """The command of a kind of task, as typer takes it: it reads the options off the signature and the annotations."""
+    of_runs = inspect.signature(RunOptions, eval_str=True).parameters
+    options = [_option(name, field) for name, field in kind.model_fields.items() if name != _SEED]
+    options += [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in of_runs.values()]
 
-    def command(run: Run, **given: Any) -> None:
+    def command(**given: Any) -> None:
+        run = RunOptions(**{name: given.pop(name) for name in of_runs})
         settings = {name: value for name, value in given.items() if value is not None}
         if _SEED in kind.model_fields:
             settings[_SEED] = run.seed
         evaluate(task_of(kind, settings), run)
 
-    options = [_option(name, field) for name, field in kind.model_fields.items() if name != _SEED]
-    run = inspect.Parameter("run", inspect.Parameter.KEYWORD_ONLY, annotation=Run)
-    command.__signature__ = inspect.Signature([run, *options])  # type: ignore[attr-defined]
+    command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in options}
     command.__doc__ = inspect.getdoc(kind)
-    return with_run_options(command)
+    return command
 
 
 def task_of(kind: type[Task], settings: dict[str, Any]) -> Task:

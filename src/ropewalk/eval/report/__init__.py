@@ -13,14 +13,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 import ropewalk
-from ropewalk.eval.report.about import About, about
 from ropewalk.eval.report.drawing import Figure
 from ropewalk.eval.report.figures import figures_of
-from ropewalk.eval.report.runs import notices, shown, together
+from ropewalk.eval.report.notices import notices
 from ropewalk.eval.report.score_tables import score_tables
+from ropewalk.eval.report.series import shown, together
 from ropewalk.eval.report.tables import Cell, Table, failure_table, made_table
-from ropewalk.eval.results import Run, read
-from ropewalk.eval.tasks import TASKS
+from ropewalk.eval.results import ResultsError, Run, read
+from ropewalk.eval.tasks import TASKS, About, about
 from ropewalk.files import naming
 
 __all__ = ["Report", "Section", "build", "read", "to_html", "to_markdown", "write"]
@@ -39,7 +39,6 @@ class Section:
     notices: tuple[str, ...]
     figures: tuple[Figure, ...]
     tables: tuple[Table, ...]
-    failures: Table | None
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,13 @@ def build(runs: Sequence[Run]) -> Report:
     """The page of these runs: a section for each task, in which the runs of the task are together.
 
     Raises:
+        ResultsError: a run has no rows.
         ImportError: a figure needs matplotlib, which is not installed.
     """
+    for run in runs:
+        if not run.rows:
+            why = f": {run.damaged[0]}" if run.damaged else " yet: run the evaluation first"
+            raise ResultsError(f"{run.folder} has no rows{why}")
     runs = [shown(run) for run in runs]
     tasks = dict.fromkeys(run.config.task for run in runs)
     sections = tuple(
@@ -77,8 +81,7 @@ def _section(task: str, name: str, runs: Sequence[Run]) -> Section:
         about=words,
         notices=tuple(notices(runs, series)),
         figures=tuple(figures_of(name, series, words)),
-        tables=tuple(score_tables(task, series, words)),
-        failures=failure_table(series),
+        tables=(*score_tables(task, series, words), *failure_table(series)),
     )
 
 
@@ -116,7 +119,7 @@ def _paragraphs(report: Report, pictures: str) -> Iterator[str]:
             yield f"**{escaped(figure.title)}**"
             yield escaped(figure.caption)
             yield "\n".join(f"![{escaped(one.alt)}](<{pictures}/{one.name}.svg>)" for one in figure.pictures)
-        for table in (*section.tables, *([section.failures] if section.failures else [])):
+        for table in section.tables:
             yield from markdown_table(table)
     yield "## How it was made"
     for table in report.made:

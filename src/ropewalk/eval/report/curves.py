@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
-from ropewalk.eval.report.drawing import EDGE, INK, MARK, MUTED, Picture, picture
+from ropewalk.eval.report.drawing import EDGE, INK, MARK, MUTED, Picture, axis_title, picture, tick
 from ropewalk.eval.report.estimates import Estimate
-from ropewalk.eval.report.scores import Score
+from ropewalk.eval.report.scores import Score, Seen, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,42 +31,35 @@ _FAR_ABOVE, _ROOM = 10, 3
 
 BARS = "Bars show how far a value may be off by chance, with 95% confidence."
 
-# How a point is drawn: as those of a line are, hollow, or as a cross.
-Mark = Literal["full", "hollow", "cross"]
-
-
-@dataclass(frozen=True)
-class Point:
-    """A point of a line."""
-
-    x: float
-    its: Estimate
-    mark: Mark = "full"
-
 
 @dataclass(frozen=True)
 class Line:
     """A line.
 
     Attributes:
+        points: what is known, by the number across.
         color: number of its color and marker; None for grey and dashes, what the others are compared with.
         dashed: without marks, and with dashes.
     """
 
     label: str
-    points: Sequence[Point]
+    points: dict[float, Seen]
     color: int | None
     dashed: bool = False
 
-
-def points(found: Iterable[tuple[float, Estimate | None]]) -> list[Point]:
-    """Those that there are."""
-    return [Point(x, its) for x, its in found if its is not None and math.isfinite(its.mean)]
+    @property
+    def shown(self) -> dict[float, tuple[Estimate, Verdict]]:
+        """The points that there are, from the left."""
+        return {
+            x: (seen.its, seen.verdict)
+            for x, seen in sorted(self.points.items())
+            if seen.its is not None and math.isfinite(seen.its.mean)
+        }
 
 
 def shown_range(score: Score, lines: Sequence[Line]) -> tuple[float, float] | None:
     """Where a picture begins and ends that does not show the highest values; None where it shows all."""
-    found = sorted((point.its for line in lines for point in line.points), key=lambda its: its.mean)
+    found = sorted((its for line in lines for its, _ in line.shown.values()), key=lambda its: its.mean)
     if score.is_share or not found or found[0].mean <= 0:
         return None
     middle = found[len(found) // 2].mean
@@ -82,20 +75,20 @@ def curves(
     alt: str,
     lines: Sequence[Line],
     score: Score,
-    x_title: str,
+    x: str,
     ticks: Sequence[float],
-    tick_label: Callable[[float], str],
-    is_log: bool = False,
+    x_title: str = "",
     title: str = "",
     band: bool = False,
     width: float = 7.2,
     walls: Sequence[tuple[float, str]] = (),
 ) -> Picture:
-    """Lines against one number.
+    """Lines against one number; where all are above 0, equal factors are equally far apart.
 
     Args:
+        x: what the number is.
         ticks: where the numbers stand.
-        is_log: whether equal factors are equally far apart.
+        x_title: if it is not that of all axes of such numbers.
         band: show intervals as bands, not as bars.
         width: in inches.
         walls: where vertical lines are, and what they are.
@@ -104,7 +97,7 @@ def curves(
         ImportError: matplotlib is not installed.
     """
     # A long name takes a line of the legend for itself.
-    shown = shown_range(score, lines)
+    shown, is_log = shown_range(score, lines), min(ticks) > 0
     labels = [textwrap.fill(_label(line, shown), int(8 * width)) for line in lines]
     head = 0.5 if title else 0.3
     plot, legend = 0.43 * width, 0.2 * sum(label.count("\n") + 1 for label in labels) + 0.25
@@ -118,14 +111,14 @@ def curves(
             _line(axes, line, label, aside, band)
         if is_log:
             axes.set_xscale("log", base=2)
-        axes.set_xticks(ticks, [tick_label(value) for value in ticks])
+        axes.set_xticks(ticks, [tick(x, value) for value in ticks])
         axes.minorticks_off()
-        _heights(axes, score, [point.its.mean for line in lines for point in line.points], shown)
-        for x, what in walls:
-            axes.axvline(x, color=MARK, linewidth=1.4, linestyle=(0, (4, 2)), zorder=1)
-            axes.annotate(what, (x, 1), xycoords=("data", "axes fraction"), xytext=(4, -2), textcoords="offset points",
+        _heights(axes, score, [its.mean for line in lines for its, _ in line.shown.values()], shown)
+        for at, what in walls:
+            axes.axvline(at, color=MARK, linewidth=1.4, linestyle=(0, (4, 2)), zorder=1)
+            axes.annotate(what, (at, 1), xycoords=("data", "axes fraction"), xytext=(4, -2), textcoords="offset points",
                           fontsize=8, color=MARK, va="top")  # fmt: skip
-        axes.set(xlabel=x_title, ylabel=score.title)
+        axes.set(xlabel=x_title or axis_title(x), ylabel=score.title)
         axes.grid(axis="y", color=EDGE, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.tick_params(colors=INK)
@@ -140,32 +133,29 @@ def curves(
 
 def _label(line: Line, shown: tuple[float, float] | None) -> str:
     """For the legend, which also says of which lines nothing is to be seen."""
-    is_hidden = shown is not None and all(point.its.mean > shown[1] for point in line.points)
+    is_hidden = shown is not None and all(its.mean > shown[1] for its, _ in line.shown.values())
     return f"{line.label} (beyond the top)" if is_hidden else line.label
 
 
 def _line(axes: Axes, line: Line, label: str, aside: float, band: bool) -> None:
-    color = MUTED if line.color is None else _COLORS[line.color % len(_COLORS)]
-    marker = "o" if line.color is None else _MARKERS[line.color % len(_MARKERS)]
-    is_dashed = line.dashed or line.color is None
-    x = [point.x * aside for point in line.points]
-    means = [point.its.mean for point in line.points]
-    axes.plot(x, means, color=color, linewidth=1.6, linestyle="--" if is_dashed else "-")
-    shown = None if line.dashed or band else marker
-    axes.plot([], [], color=color, linewidth=1.6, linestyle="--" if is_dashed else "-", marker=shown, label=label)
-    known = [(at, *point.its.interval) for at, point in zip(x, line.points, strict=True)
-             if point.its.interval and all(map(math.isfinite, point.its.interval))]  # fmt: skip
+    number = line.color or 0
+    color = MUTED if line.color is None else _COLORS[number % len(_COLORS)]
+    marker = None if line.dashed or band else _MARKERS[number % len(_MARKERS)]
+    style: dict[str, Any] = {"color": color, "linewidth": 1.6}
+    style["linestyle"] = "--" if line.dashed or line.color is None else "-"
+    found = [(x * aside, its, verdict) for x, (its, verdict) in line.shown.items()]
+    axes.plot([x for x, _, _ in found], [its.mean for _, its, _ in found], **style)
+    axes.plot([], [], **style, marker=marker, label=label)
+    known = [(x, *its.interval) for x, its, _ in found if its.interval and all(map(math.isfinite, its.interval))]
     if known and not line.dashed:
         places, low, high = map(list, zip(*known, strict=True))
         if band:
             axes.fill_between(places, low, high, color=color, alpha=0.18, linewidth=0)
         else:
             axes.vlines(places, low, high, color=color, linewidth=0.9)
-    if shown is None:
-        return
-    for at, mean, point in zip(x, means, line.points, strict=True):
-        shape, face = ("x" if point.mark == "cross" else shown), ("white" if point.mark == "hollow" else color)
-        axes.plot(at, mean, marker=shape, markersize=5.5, color=color, markerfacecolor=face, zorder=3)
+    for x, its, verdict in found if marker else ():
+        shape, face = ("x" if verdict == "beyond" else marker), ("white" if verdict == "within" else color)
+        axes.plot(x, its.mean, marker=shape, markersize=5.5, color=color, markerfacecolor=face, zorder=3)
 
 
 def _heights(axes: Axes, score: Score, found: Sequence[float], shown: tuple[float, float] | None) -> None:

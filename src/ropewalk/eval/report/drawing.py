@@ -1,4 +1,4 @@
-"""What all pictures of a report share: size, colors, and being SVG."""
+"""What all pictures of a report share: the names of axes, colors, and being SVG."""
 
 from __future__ import annotations
 
@@ -8,8 +8,19 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 from warnings import catch_warnings, filterwarnings
 
+from ropewalk.eval.report.scores import LENGTH, Value, tokens
+from ropewalk.eval.report.series import plain
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
+
+DEPTH, POSITION = "depth", "position"
+_TITLES = {
+    LENGTH: "length of the text (tokens)",
+    DEPTH: "where it is hidden",
+    "digits": "digits of the key",
+    POSITION: "position in the text (tokens)",
+}
 
 INK, MUTED, EDGE = "#1f2933", "#7b8794", "#cbd2d9"
 # Of what is marked in a picture, such as the trained window; and of the setting that a rule recommends.
@@ -69,3 +80,17 @@ def shade(value: float) -> tuple[float, float, float]:
     pairs = ((int(_SHADES[low][i : i + 2], 16) / 255, int(_SHADES[low + 1][i : i + 2], 16) / 255) for i in (1, 3, 5))
     red, green, blue = (start + (place - low) * (end - start) for start, end in pairs)
     return red, green, blue
+
+
+def axis_title(key: str) -> str:
+    """Of a part of the cells, or of a parameter, which has no other name."""
+    return _TITLES.get(key, key)
+
+
+def tick(key: str, value: Value) -> str:
+    """One of its values."""
+    if key in (LENGTH, POSITION):
+        return tokens(value)
+    if key == DEPTH and isinstance(value, int | float):
+        return "start" if value == 0 else "end" if value == 1 else f"{value:.0%}"
+    return plain(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean, variance
 
 _Z = NormalDist().inv_cdf(0.975)
@@ -40,10 +40,9 @@ def estimate(values: Sequence[float], proportion: bool) -> Estimate | None:
     """
     if not values:
         return None
-    count, mean = len(values), fmean(values)
-    if proportion:
-        return Estimate(mean, count, wilson(round(sum(values)), count), _error(values))
-    return Estimate(mean, count, _from_student(mean, _error(values)), _error(values))
+    count, mean, error = len(values), fmean(values), _error(values)
+    interval = wilson(round(sum(values)), count) if proportion else _from_student(mean, error)
+    return Estimate(mean, count, interval, error)
 
 
 def difference(mine: Sequence[float], theirs: Sequence[float], proportion: bool) -> Estimate | None:
@@ -54,9 +53,7 @@ def difference(mine: Sequence[float], theirs: Sequence[float], proportion: bool)
     """
     apart = [my - their for my, their in zip(mine, theirs, strict=True)]
     its = estimate(apart, proportion=False)
-    if its is None or not proportion:
-        return its
-    return Estimate(its.mean, its.count, newcombe(mine, theirs), its.error)
+    return replace(its, interval=newcombe(mine, theirs)) if its is not None and proportion else its
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ropewalk.eval.methods import UNMODIFIED
-from ropewalk.eval.report.about import About
-from ropewalk.eval.report.curves import BARS, MOST_LINES, Line, curves, points
-from ropewalk.eval.report.drawing import Figure, Picture
-from ropewalk.eval.report.heat_maps import Axis, colors_of, heat_map, scale, square
-from ropewalk.eval.report.runs import Series, plain
-from ropewalk.eval.report.scores import LENGTH, Part, Score, Value, keys_of, numbers_of, scores_of, tokens
+from ropewalk.eval.report.curves import BARS, MOST_LINES, Line, curves
+from ropewalk.eval.report.drawing import POSITION, Figure, Picture
+from ropewalk.eval.report.heat_maps import HeatMap, heat_maps
+from ropewalk.eval.report.scores import LENGTH, Part, Score, keys_of, numbers_of, scores_of, tokens
+from ropewalk.eval.report.series import Series
 from ropewalk.eval.report.sweeps import Sweep, sweep_figure, sweeps_of
+from ropewalk.eval.tasks import About
 
-_DEPTH = "depth"
-_AXES = {LENGTH: "length of the text (tokens)", _DEPTH: "where it is hidden", "digits": "digits of the key"}
 _DASHED = "The dashed vertical line is the length that the model was trained on."
 
 
@@ -40,10 +38,9 @@ def figures_of(task: str, series: Sequence[Series], words: About) -> list[Figure
 
 def _without_large(sweeps: Sequence[Sweep], series: Sequence[Series]) -> list[Series]:
     """Methods but those of sweeps that have more than one picture can tell apart: a sweep's own figure shows them."""
-    large = [sweep for sweep in sweeps if len(sweep.settings) > MOST_LINES]
-    shown = {id(setting.series) for sweep in large for setting in sweep.settings}
-    left = [one for one in series if id(one) not in shown]
-    return [] if large and all(one.method == UNMODIFIED for one in left) else left
+    shown = [one for sweep in sweeps if len(sweep.settings) > MOST_LINES for one in sweep.settings]
+    left = [one for one in series if one not in shown]
+    return [] if shown and all(one.method == UNMODIFIED for one in left) else left
 
 
 def _by_cells(task: str, score: Score, series: Sequence[Series], words: About) -> Figure | None:
@@ -53,17 +50,16 @@ def _by_cells(task: str, score: Score, series: Sequence[Series], words: About) -
         return None
     x, across = over[0], numbers_of(over[0], series)
     if len(over) == 2:
-        pictures = _maps_by_cells(task, score, series, *over)
+        maps = [_map_by_cells(score, one, *over, across, numbers_of(over[1], series)) for one in series]
+        pictures = heat_maps(task, maps, score, *over)
         general = (
             f"One picture for each method: the {score.title} by {over[0]} and {over[1]}, the darker the better, and "
             "the number of examples."
         )
     else:
-        pictures = _a_line_each(
-            task, f"{score.title} by {x}", score, series, {at: (score, Part("", ({x: at},))) for at in across},
-            walls=across if x == LENGTH else (), x_title=_AXES.get(x, x), ticks=across,
-            tick_label=lambda value: _label(x, value), is_log=min(across) > 0,
-        )  # fmt: skip
+        parts = [(at, score, Part("", ({x: at},))) for at in across]
+        walls = across if x == LENGTH else ()
+        pictures = _a_line_each(task, f"{score.title} by {x}", score, series, parts, walls, x=x, ticks=across)
         general = f"One line for each method: the {score.title} by {x}."
     caption = [words.reading if words.reading and words.over == over else general]
     if len(over) == 1:
@@ -73,26 +69,19 @@ def _by_cells(task: str, score: Score, series: Sequence[Series], words: About) -
     return Figure(f"By {' and '.join(over)}", " ".join(caption), tuple(pictures))
 
 
-def _maps_by_cells(task: str, score: Score, series: Sequence[Series], x: str, y: str) -> Iterator[Picture]:
-    across, down = numbers_of(x, series), numbers_of(y, series)
-    parts = {(column, line): Part("", ({x: at, y: depth},))
-             for column, at in enumerate(across) for line, depth in enumerate(down)}  # fmt: skip
-    colors = colors_of(score, [score.of(one, part) for one in series for part in parts.values()])
-    axes = _axis(x, across), _axis(y, down)
-    for number, one in enumerate(series, start=1):
-        whole = score.of(one)
-        mean = f"{score.title} {score.write(whole.mean)} over {whole.count} texts" if whole else "no text was done"
-        alt = f"Heat map of {score.title} by {x} and {y} for {one.label}: {mean}"
-        # Between the lengths that the model was trained on and the others, if there are others.
-        walls = [(sum(length <= window for length in across), what)
-                 for window, what in (_windows([one], across) if x == LENGTH else ())]  # fmt: skip
-        squares = {place: square(score, one, part) for place, part in parts.items()}
-        yield heat_map(f"{task}-{number}", one.label, mean, alt, axes, squares, colors, next(iter(walls), None))
-    yield scale(f"{task}-colors", colors)
-
-
-def _axis(key: str, values: Sequence[Value]) -> Axis:
-    return _AXES.get(key, key), [_label(key, value) for value in values]
+def _map_by_cells(score: Score, one: Series, x: str, y: str, across: Sequence[float], down: Sequence[float]) -> HeatMap:
+    whole = score.of(one)
+    mean = f"{score.title} {score.write(whole.mean)} over {whole.count} texts" if whole else "no text was done"
+    # Between the lengths that the model was trained on and the others, if there are others.
+    walls = [(sum(length <= window for length in across), what)
+             for window, what in (_windows([one], across) if x == LENGTH else ())]  # fmt: skip
+    return HeatMap(
+        title=one.label,
+        subtitle=mean,
+        alt=f"Heat map of {score.title} by {x} and {y} for {one.label}: {mean}",
+        squares={(at, line): score.seen(one, Part("", ({x: at, y: line},))) for at in across for line in down},
+        wall=next(iter(walls), None),
+    )
 
 
 def _a_line_each(
@@ -100,47 +89,36 @@ def _a_line_each(
     alt: str,
     score: Score,
     series: Sequence[Series],
-    of: Mapping[float, tuple[Score, Part]],
+    of: Sequence[tuple[float, Score, Part]],
     walls: Sequence[float],
     **options: Any,
 ) -> Iterator[Picture]:
-    """Curves, as many in a picture as can be told apart.
+    """Curves, as many in a picture as can be told apart, with the unmodified model in each.
 
     Args:
-        of: what there is at each number: a score of a part of the rows.
+        of: numbers, and what there is at each: a score of a part of the rows.
         walls: numbers among which the trained window is marked.
         options: of `curves`.
     """
-    groups = _few_lines(series)
-    for number, group in enumerate(groups, start=1):
-        lines = [Line(one.label, points((x, its.of(one, part)) for x, (its, part) in of.items()), color)
-                 for one, color in _colored(group)]  # fmt: skip
+    plain = [one for one in series if one.method == UNMODIFIED]
+    others = [one for one in series if one.method != UNMODIFIED]
+    # It is grey, but if there are several, which have colors too.
+    has_one_plain = len(plain) == 1
+    few = MOST_LINES if has_one_plain else max(1, MOST_LINES - len(plain))
+    starts = range(0, max(len(others), 1), few)
+    for number, start in enumerate(starts, start=1):
+        group = [*plain, *others[start : start + few]]
+        colors = [None, *range(len(group))] if has_one_plain else range(len(group))
+        lines = [Line(one.label, {x: its.seen(one, part) for x, its, part in of}, color)
+                 for one, color in zip(group, colors, strict=False)]  # fmt: skip
         yield curves(
-            name=f"{name}-{number}" if len(groups) > 1 else name,
+            name=f"{name}-{number}" if len(starts) > 1 else name,
             alt=f"{alt}, a line for each of {len(group)} methods",
             lines=lines,
             score=score,
             walls=_windows(group, walls),
             **options,
         )
-
-
-def _few_lines(series: Sequence[Series]) -> list[list[Series]]:
-    """As many as one picture shows, with the unmodified model in each."""
-    plain = [one for one in series if one.method == UNMODIFIED]
-    others = [one for one in series if one.method != UNMODIFIED]
-    # Several unmodified ones have colors too.
-    few = MOST_LINES if len(plain) == 1 else max(1, MOST_LINES - len(plain))
-    return [[*plain, *others[i : i + few]] for i in range(0, max(len(others), 1), few)]
-
-
-def _colored(series: Sequence[Series]) -> list[tuple[Series, int | None]]:
-    """With the color of each; grey for the unmodified model, unless there are several."""
-    has_one_plain = sum(one.method == UNMODIFIED for one in series) == 1
-    return [
-        (one, None if has_one_plain and one.method == UNMODIFIED else number - has_one_plain)
-        for number, one in enumerate(series)
-    ]
 
 
 def _by_position(task: str, score: Score, series: Sequence[Series]) -> Figure | None:
@@ -154,12 +132,11 @@ def _by_position(task: str, score: Score, series: Sequence[Series]) -> Figure | 
     if len(begins) < 2:
         return None
     name, weight = score.pooled
-    its = {begin: replace(score, pooled=(f"{name}_{begin}", f"{weight}_{begin}")) for begin in begins}
+    parts = [(begin, replace(score, pooled=(f"{name}_{begin}", f"{weight}_{begin}")), Part("", (cell,)))
+             for begin in begins]  # fmt: skip
     pictures = _a_line_each(
-        f"{task}-positions", f"{score.title} by position in the text", score, series,
-        {begin: (score, Part("", (cell,))) for begin, score in its.items()},
-        walls=begins, x_title="position in the text (tokens)", ticks=_round_positions(begins[-1]), tick_label=tokens,
-        band=True,
+        f"{task}-positions", f"{score.title} by position in the text", score, series, parts, walls=begins,
+        x=POSITION, ticks=_round_positions(begins[-1]), band=True,
     )  # fmt: skip
     caption = (
         f"How well the tokens at a position are predicted, with all before them read: to the right the {score.title} "
@@ -183,11 +160,3 @@ def _windows(series: Sequence[Series], positions: Sequence[float]) -> list[tuple
     windows = dict.fromkeys(one.run.config.trained_window for one in series)
     return [(window, f"trained window, {tokens(window)}") for window in windows
             if window is not None and positions and min(positions) <= window < max(positions)]  # fmt: skip
-
-
-def _label(key: str, value: Value) -> str:
-    if key == LENGTH:
-        return tokens(value)
-    if key == _DEPTH and isinstance(value, int | float):
-        return "start" if value == 0 else "end" if value == 1 else f"{value:.0%}"
-    return plain(value)

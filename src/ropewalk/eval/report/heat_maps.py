@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ropewalk.eval.report.drawing import EDGE, INK, MARK, MUTED, Picture, picture, shade
+from ropewalk.eval.report.drawing import EDGE, INK, MARK, MUTED, Picture, axis_title, picture, shade, tick
 from ropewalk.eval.report.estimates import Estimate
-from ropewalk.eval.report.runs import Series
-from ropewalk.eval.report.scores import Part, Score
+from ropewalk.eval.report.scores import Score, Seen
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,89 +46,80 @@ class Colors:
 
 def colors_of(score: Score, estimates: Iterable[Estimate | None]) -> Colors:
     """From 0 to 1 for shares, else from the worst to the best that there is."""
-    if score.is_share:
-        return Colors(score, 0.0, 1.0) if score.higher_is_better is not False else Colors(score, 1.0, 0.0)
-    means = [one.mean for one in estimates if one is not None and math.isfinite(one.mean)] or [0.0]
-    ends = (max(means), min(means)) if score.higher_is_better is False else (min(means), max(means))
-    return Colors(score, *ends)
+    means = [0.0, 1.0]
+    if not score.is_share:
+        means = [one.mean for one in estimates if one is not None and math.isfinite(one.mean)] or [0.0]
+    ends = min(means), max(means)
+    return Colors(score, *(ends[::-1] if score.higher_is_better is False else ends))
 
 
 @dataclass(frozen=True)
-class Square:
-    """What is known at a place.
+class HeatMap:
+    """One of several heat maps over the same two numbers.
 
     Attributes:
-        failed: examples that have no score.
-        recommended: whether the place is inside an outline.
-        beyond: whether it is hatched.
+        squares: what is known, by the numbers across and down.
+        wall: a line right of so many columns, None for none; and what it is.
     """
 
-    its: Estimate | None
-    failed: int = 0
-    recommended: bool = False
-    beyond: bool = False
+    title: str
+    subtitle: str
+    alt: str
+    squares: dict[tuple[float, float], Seen]
+    wall: tuple[int, str] | None = None
 
 
-def square(score: Score, one: Series, part: Part, recommended: bool = False, beyond: bool = False) -> Square:
-    """Of a method's rows."""
-    failed = sum(any(cell.items() <= row.cell.items() for cell in part.cells) for row in one.failed)
-    return Square(score.of(one, part), failed, recommended, beyond)
-
-
-# What an axis is of, and what its places are called, from the left or the top.
-Axis = tuple[str, Sequence[str]]
-
-
-def heat_map(
-    name: str,
-    title: str,
-    subtitle: str,
-    alt: str,
-    axes: tuple[Axis, Axis],
-    squares: dict[tuple[int, int], Square],
-    colors: Colors,
-    wall: tuple[int, str] | None = None,
-) -> Picture:
-    """A heat map.
+def heat_maps(name: str, maps: Sequence[HeatMap], score: Score, x: str, y: str, number: str = "") -> Iterator[Picture]:
+    """Heat maps in the same colors, and what those mean.
 
     Args:
-        axes: across and down.
-        squares: by column and line.
-        wall: a line right of so many columns, None for none; and what it is.
+        x, y: what the numbers across and down are.
+        number: what the pictures' numbers follow in their names.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    (x_title, x_labels), (y_title, y_labels) = axes
-    width = _LEFT + _RIGHT + max(_WIDE * len(x_labels), _LEAST_WIDE)
-    tall = max(_HIGH * len(y_labels), _LEAST_HIGH)
-    titles = textwrap.wrap(title, int((width - 0.15) / 0.092))
-    subtitle += f"\ndashed: {wall[1]}" if wall else ""
+    if maps:
+        colors = colors_of(score, [square.its for one in maps for square in one.squares.values()])
+        for i, one in enumerate(maps, start=1):
+            yield _heat_map(f"{name}{number}-{i}", one, x, y, colors)
+        yield _scale(f"{name}-colors", colors)
+
+
+def _heat_map(name: str, one: HeatMap, x: str, y: str, colors: Colors) -> Picture:
+    across, down = (sorted({place[i] for place in one.squares}) for i in (0, 1))
+    squares = {(across.index(column), down.index(line)): square for (column, line), square in one.squares.items()}
+    width = _LEFT + _RIGHT + max(_WIDE * len(across), _LEAST_WIDE)
+    tall = max(_HIGH * len(down), _LEAST_HIGH)
+    titles = textwrap.wrap(one.title, int((width - 0.15) / 0.092))
+    subtitle = one.subtitle + (f"\ndashed: {one.wall[1]}" if one.wall else "")
     low = 0.1 + _LINE * (subtitle.count("\n") + 1)
     head = low + 0.13 + _LINE * len(titles)
     height = head + tall + _BOTTOM
 
     def paint(canvas: Canvas) -> None:
-        drawn = canvas.add_axes((_LEFT / width, _BOTTOM / height, 1 - (_LEFT + _RIGHT) / width, tall / height))
+        axes = canvas.add_axes((_LEFT / width, _BOTTOM / height, 1 - (_LEFT + _RIGHT) / width, tall / height))
         for place, square in squares.items():
-            _square(drawn, *place, square, colors)
-        _outline(drawn, {place for place, square in squares.items() if square.recommended})
-        if wall:
-            drawn.axvline(wall[0] - 0.5, color=MARK, linewidth=1.8, linestyle=(0, (4, 2)), clip_on=False)
-        drawn.set(xlim=(-0.5, len(x_labels) - 0.5), ylim=(len(y_labels) - 0.5, -0.5), xlabel=x_title, ylabel=y_title)
-        drawn.set_xticks(range(len(x_labels)), x_labels)
-        drawn.set_yticks(range(len(y_labels)), y_labels)
-        drawn.tick_params(length=0)
-        drawn.spines[:].set_color(EDGE)
+            _square(axes, *place, square, colors)
+        _outline(axes, {place for place, square in squares.items() if square.verdict == "recommended"})
+        if one.wall:
+            axes.axvline(one.wall[0] - 0.5, color=MARK, linewidth=1.8, linestyle=(0, (4, 2)), clip_on=False)
+        axes.set(
+            xlim=(-0.5, len(across) - 0.5), ylim=(len(down) - 0.5, -0.5), xlabel=axis_title(x), ylabel=axis_title(y)
+        )
+        axes.set_xticks(range(len(across)), [tick(x, value) for value in across])
+        axes.set_yticks(range(len(down)), [tick(y, value) for value in down])
+        axes.tick_params(length=0)
+        axes.spines[:].set_color(EDGE)
         left, top = 0.1 / width, 1 - head / height
         above: dict[str, Any] = {"va": "bottom", "linespacing": 1.25}
         canvas.text(left, top + 0.1 / height, subtitle, color=MUTED, fontsize=9, **above)
         canvas.text(left, top + low / height, "\n".join(titles), weight="bold", fontsize=10.5, **above)
 
-    return picture(name, alt, width, height, paint)
+    return picture(name, one.alt, width, height, paint)
 
 
-def _square(axes: Axes, column: int, line: int, square: Square, colors: Colors) -> None:
+def _square(axes: Axes, column: int, line: int, square: Seen, colors: Colors) -> None:
     from matplotlib.patches import Rectangle
 
     corner = (column - 0.5, line - 0.5)
@@ -141,7 +131,7 @@ def _square(axes: Axes, column: int, line: int, square: Square, colors: Colors) 
         axes.text(column, line + 0.13, f"n={square.its.count}", va="top", fontsize=6.5, alpha=0.85, **centered)
     elif square.failed:
         axes.text(column, line, f"{square.failed} failed", ha="center", va="center", fontsize=7, color=MUTED, zorder=3)
-    if square.beyond:
+    if square.verdict == "beyond":
         axes.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="///", edgecolor=EDGE, linewidth=0, zorder=1.5))
 
 
@@ -165,7 +155,7 @@ def _outline(axes: Axes, inside: set[tuple[int, int]]) -> None:
                 axes.plot(x, y, color=MARK, linewidth=2, solid_capstyle="projecting")
 
 
-def scale(name: str, colors: Colors) -> Picture:
+def _scale(name: str, colors: Colors) -> Picture:
     """What the colors mean."""
     width, height, steps = 3.2, 0.62, 60
     ends = [_short(colors.score, end) for end in (colors.worst, colors.best)]

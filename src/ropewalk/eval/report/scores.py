@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from ropewalk.eval.report.about import about
 from ropewalk.eval.report.estimates import Estimate, average, difference, estimate, pooled
-from ropewalk.eval.report.runs import Series
-from ropewalk.eval.results import Row
-from ropewalk.eval.tasks import TASKS, Metric
+from ropewalk.eval.report.series import Series
+from ropewalk.eval.tasks import TASKS, Metric, about
 
 # Parts of cells that are known by name.
 LENGTH, TASK = "length", "task"
@@ -27,38 +26,57 @@ class Part:
     Attributes:
         head: what to call it.
         cells: one, or several of which the mean is taken.
+        group: of parts that belong together, beside each other in a table; "" for none.
     """
 
     head: str
     cells: tuple[Selection, ...] = ({},)
+    group: str = ""
+
+    @property
+    def is_summary(self) -> bool:
+        """Whether it is over all the others of a table."""
+        return len(self.cells) > 1 or not any(self.cells)
 
 
 ALL = Part("all")
 
 
-def average_of(cells: Sequence[Selection]) -> Part:
+def average_of(cells: Iterable[Selection]) -> Part:
     """The mean over cells, such as tasks, each of which counts the same."""
     return Part("average", tuple(cells))
 
 
+# What the paper's rules say of a method on texts of a length: no position is past half the trained window (eq. 5);
+# some is past the trained window (eq. 4); neither; or there is no rule to ask.
+Verdict = Literal["recommended", "beyond", "within", "unknown"]
+
+
 @dataclass(frozen=True)
-class Score:
+class Seen:
+    """What is known of a method on a part of its rows.
+
+    Attributes:
+        failed: examples that have no score.
+    """
+
+    its: Estimate | None
+    failed: int = 0
+    verdict: Verdict = "unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Metric):
     """A score as it is shown.
 
     Attributes:
         name: in rows.
-        title: in words.
-        higher_is_better: None where that is not known.
-        pooled: see `Metric`.
         is_share: all there is lies from 0 to 1.
         is_proportion: all there is is 0 or 1.
         percent: whether it is written as such.
     """
 
     name: str
-    title: str
-    higher_is_better: bool | None = None
-    pooled: tuple[str, str] | None = None
     is_share: bool = False
     is_proportion: bool = False
     percent: bool = False
@@ -76,6 +94,11 @@ class Score:
         """By how much `one` is above `other`, from the examples that both were asked; of a pooled score the ratio."""
         return _mean([self._pairs_in_cell(one, other, cell) for cell in part.cells])
 
+    def seen(self, one: Series, part: Part, verdict: Verdict = "unknown") -> Seen:
+        """With what failed."""
+        failed = sum(any(cell.items() <= row.cell.items() for cell in part.cells) for row in one.failed)
+        return Seen(self.of(one, part), failed, verdict)
+
     def write(self, value: float, sign: bool = False) -> str:
         """Two decimals; three figures of what is very small or large, as a share is not."""
         if self.percent:
@@ -87,26 +110,27 @@ class Score:
         return self.write(value, sign=self.pooled is None)
 
     def _in_cell(self, one: Series, cell: Selection) -> Estimate | None:
-        rows = self._rows(one, cell).values()
-        if self.pooled is not None:
-            return pooled(*([row.scores[name] for row in rows] for name in self.pooled))
-        return estimate([row.scores[self.name] for row in rows], self.is_proportion)
+        columns = list(zip(*self._values(one, cell).values(), strict=True))
+        if not columns:
+            return None
+        return estimate(columns[0], self.is_proportion) if self.pooled is None else pooled(*columns)
 
     def _pairs_in_cell(self, one: Series, other: Series, cell: Selection) -> Estimate | None:
-        mine, theirs = self._rows(one, cell), self._rows(other, cell)
-        pairs = [(row, theirs[example]) for example, row in mine.items() if example in theirs]
-        if self.pooled is not None:
-            name, weight = self.pooled
-            apart = [my.scores[name] - their.scores[name] for my, their in pairs]
-            return pooled(apart, [their.scores[weight] for _, their in pairs])
-        my_values = [my.scores[self.name] for my, _ in pairs]
-        their_values = [their.scores[self.name] for _, their in pairs]
-        return difference(my_values, their_values, self.is_proportion)
+        mine, theirs = self._values(one, cell), self._values(other, cell)
+        both = [example for example in mine if example in theirs]
+        first = [mine[example][0] for example in both], [theirs[example][0] for example in both]
+        if self.pooled is None:
+            return difference(*first, self.is_proportion)
+        return pooled([my - their for my, their in zip(*first, strict=True)], [theirs[example][1] for example in both])
 
-    def _rows(self, one: Series, cell: Selection) -> dict[str, Row]:
-        """Those that have the score, by the name of the example."""
-        needed = {self.name} if self.pooled is None else {*self.pooled}
-        return {row.example: row for row in one.done_in(cell) if needed <= row.scores.keys()}
+    def _values(self, one: Series, cell: Selection) -> dict[str, list[float]]:
+        """By the name of the example; of a pooled score the two that it is of."""
+        names = self.pooled or (self.name,)
+        return {
+            row.example: [row.scores[name] for name in names]
+            for row in one.done_in(cell)
+            if all(name in row.scores for name in names)
+        }
 
 
 def scores_of(task: str, series: Sequence[Series]) -> list[Score]:
@@ -123,10 +147,8 @@ def scores_of(task: str, series: Sequence[Series]) -> list[Score]:
 def _score(task: str, name: str, metric: Metric | None, values: Sequence[float]) -> Score:
     is_share = all(0 <= value <= 1 for value in values) and (metric is None or metric.pooled is None)
     return Score(
+        **(vars(metric) if metric else {"title": _in_words(name), "higher_is_better": None}),
         name=name,
-        title=metric.title if metric else _in_words(name),
-        higher_is_better=metric.higher_is_better if metric else None,
-        pooled=metric.pooled if metric else None,
         is_share=is_share,
         is_proportion=is_share and all(value in (0.0, 1.0) for value in values),
         percent=is_share and about(task).percent,

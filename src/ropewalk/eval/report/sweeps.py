@@ -3,17 +3,27 @@ figure of each: how a score depends on the parameters (SelfExtend, figures 5, 8 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
-from ropewalk.eval.methods import Change, parse
-from ropewalk.eval.report.curves import BARS, MOST_LINES, Line, Mark, Point, curves, points
+from ropewalk.eval.report.curves import BARS, MOST_LINES, Line, curves
 from ropewalk.eval.report.drawing import Figure, Picture
-from ropewalk.eval.report.heat_maps import Colors, colors_of, heat_map, scale, square
-from ropewalk.eval.report.runs import Series, baseline, plain
-from ropewalk.eval.report.scores import LENGTH, TASK, Part, Score, average_of, numbers_of, tokens, values_of
+from ropewalk.eval.report.heat_maps import HeatMap, heat_maps
+from ropewalk.eval.report.scores import (
+    LENGTH,
+    TASK,
+    Part,
+    Score,
+    Seen,
+    Verdict,
+    average_of,
+    numbers_of,
+    tokens,
+    values_of,
+)
+from ropewalk.eval.report.series import Series, baseline
 from ropewalk.maps import PositionMap
 
 # Of more tasks than this the average alone is shown.
@@ -21,85 +31,59 @@ _MOST_TASKS = 6
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One method of a sweep: its parameters, and its rows."""
-
-    change: Change
-    series: Series
-
-    def value(self, parameter: str) -> Any:
-        return getattr(self.change, parameter)
-
-    @property
-    def rules(self) -> tuple[PositionMap, int] | None:
-        """The map and the trained window, which say what lengths eq. 4 and 5 allow; None where they do not."""
-        window = self.series.run.config.trained_window
-        return (self.change, window) if isinstance(self.change, PositionMap) and window else None
-
-    def is_recommended(self, length: int | None) -> bool:
-        """Whether it is known that a text so long keeps the rule of eq. 5."""
-        return self.rules is not None and length is not None and self.rules[0].meets_rule(length, self.rules[1])
-
-    def is_beyond(self, length: int | None) -> bool:
-        """Whether it is known that a text so long leaves the trained window (eq. 4)."""
-        return self.rules is not None and length is not None and self.rules[0].max_length(self.rules[1]) < length
-
-    def mark(self, length: int | None) -> Mark:
-        """Of the point of a text so long."""
-        if length is None or self.rules is None or self.is_recommended(length):
-            return "full"
-        return "cross" if self.is_beyond(length) else "hollow"
-
-
-@dataclass(frozen=True)
 class Sweep:
-    """The settings of one kind of change in one run.
-
-    Attributes:
-        varying: parameters that have more than one value, as the change has them.
-        numeric: those of them that are numbers; one at least.
-    """
+    """The methods of one kind of change in one run."""
 
     kind: str
-    settings: tuple[Setting, ...]
-    varying: tuple[str, ...]
-    numeric: tuple[str, ...]
+    settings: Sequence[Series]
+
+    @cached_property
+    def varying(self) -> list[str]:
+        """Parameters that have more than one value, as the change has them."""
+        names = [field.name for field in fields(self.settings[0].change)]  # type: ignore[arg-type]
+        return [name for name in names if len({value(one, name) for one in self.settings}) > 1]
+
+    @cached_property
+    def numeric(self) -> list[str]:
+        """Those of them that are numbers."""
+        return [name for name in self.varying
+                if all(isinstance(value(one, name), int | float) for one in self.settings)]  # fmt: skip
 
     def values(self, parameter: str) -> list[Any]:
-        return sorted({one.value(parameter) for one in self.settings})
+        return sorted({value(one, parameter) for one in self.settings})
 
-    def apart_from(self, *parameters: str) -> dict[str, list[Setting]]:
+    def apart_from(self, *parameters: str) -> dict[str, list[Series]]:
         """The settings that differ in nothing but these parameters, by the others that vary, in words."""
         rest = [name for name in self.varying if name not in parameters]
-        found: dict[str, list[Setting]] = {}
+        found: dict[str, list[Series]] = {}
         for one in self.settings:
-            found.setdefault(", ".join(f"{name}={one.value(name)!r}" for name in rest), []).append(one)
+            found.setdefault(", ".join(f"{name}={value(one, name)!r}" for name in rest), []).append(one)
         return found
 
 
 def sweeps_of(series: Sequence[Series]) -> list[Sweep]:
-    """Those of each run, in the order in which they were asked for."""
-    together: dict[tuple[str, str], list[Setting]] = {}
+    """Those of each run that differ in a number, in the order in which they were asked for."""
+    together: dict[tuple[str, str], list[Series]] = {}
     for one in series:
-        change = _change_of(one.method)
-        if change is not None:
-            together.setdefault((one.run.folder, change.name), []).append(Setting(change, one))
-    return [sweep for (_, kind), its in together.items() if (sweep := _sweep(kind, its)) is not None]
+        if one.change is not None:
+            together.setdefault((one.run.folder, one.change.name), []).append(one)
+    sweeps = [Sweep(kind, settings) for (_, kind), settings in together.items()]
+    return [sweep for sweep in sweeps if sweep.numeric]
 
 
-def _sweep(kind: str, settings: Sequence[Setting]) -> Sweep | None:
-    names = [field.name for field in fields(settings[0].change)]
-    varying = [name for name in names if len({one.value(name) for one in settings}) > 1]
-    numeric = [name for name in varying if all(isinstance(one.value(name), int | float) for one in settings)]
-    return Sweep(kind, tuple(settings), tuple(varying), tuple(numeric)) if numeric else None
+def value(one: Series, parameter: str) -> Any:
+    """Of a parameter of a method's change."""
+    return getattr(one.change, parameter)
 
 
-def _change_of(method: str) -> Change | None:
-    """None for the unmodified model, and for what this version does not know."""
-    try:
-        return parse(method, 1, 1).change
-    except ValueError:
-        return None
+def verdict(one: Series, length: int | None) -> Verdict:
+    """What the paper's rules say of a text so long, where all is known that they ask for."""
+    window = one.run.config.trained_window
+    if length is None or not window or not isinstance(one.change, PositionMap):
+        return "unknown"
+    if one.change.meets_rule(length, window):
+        return "recommended"
+    return "beyond" if one.change.max_length(window) < length else "within"
 
 
 @dataclass(frozen=True)
@@ -108,6 +92,9 @@ class _Facet:
 
     part: Part
     length: int | None
+
+    def seen(self, score: Score, one: Series) -> Seen:
+        return score.seen(one, self.part, verdict(one, self.length))
 
 
 def sweep_figure(name: str, score: Score, sweep: Sweep, series: Sequence[Series]) -> Figure | None:
@@ -120,16 +107,14 @@ def sweep_figure(name: str, score: Score, sweep: Sweep, series: Sequence[Series]
     Raises:
         ImportError: matplotlib is not installed.
     """
-    facets = _facets(score, [one.series for one in sweep.settings])
+    facets = _facets(score, sweep.settings)
     maps = list(_maps(name, score, sweep, facets))
-    lines = list(_curves(name, score, sweep, facets, baseline(sweep.settings[0].series, series)))
+    lines = list(_curves(name, score, sweep, facets, baseline(sweep.settings[0], series)))
     if not maps and not lines:
         return None
-    return Figure(
-        f"Parameters of {sweep.kind}{sweep.settings[0].series.apart}",
-        _caption(sweep, bool(maps), bool(lines)),
-        (*maps, *lines),
-    )
+    title = f"Parameters of {sweep.kind}{sweep.settings[0].apart}"
+    has_rules = any(verdict(one, 1) != "unknown" for one in sweep.settings)
+    return Figure(title, _caption(sweep.kind, bool(maps), bool(lines), has_rules), (*maps, *lines))
 
 
 def _facets(score: Score, series: Sequence[Series]) -> list[_Facet]:
@@ -139,10 +124,10 @@ def _facets(score: Score, series: Sequence[Series]) -> list[_Facet]:
         return [
             _Facet(part, _longest(part, series) or int(length)) for part, length in zip(parts, lengths, strict=True)
         ]
-    parts = [Part(str(value), ({TASK: value},)) for value in values_of(TASK, series)]
+    parts = [Part(str(task), ({TASK: task},)) for task in values_of(TASK, series)]
     parts = [part for part in parts if any(score.of(one, part) for one in series)]
     if len(parts) > 1:
-        average = average_of([cell for part in parts for cell in part.cells])
+        average = average_of(cell for part in parts for cell in part.cells)
         parts = [average, *(parts if len(parts) <= _MOST_TASKS else ())]
     else:
         parts = [Part("all examples")]
@@ -159,37 +144,17 @@ def _maps(name: str, score: Score, sweep: Sweep, facets: Sequence[_Facet]) -> It
     """For each facet, and each combination of the parameters that are neither of the first two numbers."""
     if len(sweep.numeric) < 2:
         return
-    colors = colors_of(score, [score.of(one.series, facet.part) for one in sweep.settings for facet in facets])
-    number = 0
-    for facet in facets:
-        for fixed, settings in sweep.apart_from(*sweep.numeric[:2]).items():
-            if _is_grid(sweep, settings):
-                number += 1
-                yield _map(f"{name}-map-{number}", score, sweep, settings, facet, fixed, colors)
-    if number:
-        yield scale(f"{name}-colors", colors)
-
-
-def _is_grid(sweep: Sweep, settings: Sequence[Setting]) -> bool:
-    """Whether two settings share a line, and two a column."""
-    return all(len({one.value(name) for one in settings}) < len(settings) for name in sweep.numeric[:2])
-
-
-def _map(
-    name: str, score: Score, sweep: Sweep, settings: Sequence[Setting], facet: _Facet, fixed: str, colors: Colors
-) -> Picture:
     x, y = sweep.numeric[:2]
-    across, down = (sorted({one.value(parameter) for one in settings}) for parameter in (x, y))
-    title = ", ".join(filter(None, (facet.part.head, fixed)))
-    alt = f"Heat map of {score.title} by {x} and {y} of {sweep.kind}: {title}"
-    squares = {
-        (across.index(one.value(x)), down.index(one.value(y))): square(
-            score, one.series, facet.part, one.is_recommended(facet.length), one.is_beyond(facet.length)
-        )
-        for one in settings
-    }
-    axes = (x, list(map(plain, across))), (y, list(map(plain, down)))
-    return heat_map(name, sweep.kind, title, alt, axes, squares, colors)
+    maps = []
+    for facet in facets:
+        for fixed, settings in sweep.apart_from(x, y).items():
+            # Two settings share a line, and two a column.
+            if all(len({value(one, axis) for one in settings}) < len(settings) for axis in (x, y)):
+                title = ", ".join(filter(None, (facet.part.head, fixed)))
+                alt = f"Heat map of {score.title} by {x} and {y} of {sweep.kind}: {title}"
+                squares = {(value(one, x), value(one, y)): facet.seen(score, one) for one in settings}
+                maps.append(HeatMap(sweep.kind, title, alt, squares))
+    yield from heat_maps(name, maps, score, x, y, "-map")
 
 
 def _curves(name: str, score: Score, sweep: Sweep, facets: Sequence[_Facet], other: Series | None) -> Iterator[Picture]:
@@ -199,56 +164,52 @@ def _curves(name: str, score: Score, sweep: Sweep, facets: Sequence[_Facet], oth
     groups = sweep.apart_from(x)
     number = 0
     for together in [facets] if len(groups) == 1 else [[facet] for facet in facets]:
-        found = [(fixed or facet.part.head, _points(score, settings, x, facet))
+        found = [(fixed or facet.part.head, {value(one, x): facet.seen(score, one) for one in settings})
                  for facet in together for fixed, settings in groups.items()]  # fmt: skip
-        lines = [Line(label, its, color) for color, (label, its) in enumerate(found) if its]
-        if not any(len(line.points) > 1 for line in lines):
+        lines = [line for color, its in enumerate(found) if (line := Line(*its, color)).shown]
+        if not any(len(line.shown) > 1 for line in lines):
             continue
         for start in range(0, len(lines), MOST_LINES):
             chosen = lines[start : start + MOST_LINES]
-            plain_lines = _unmodified(score, together, other, [point.x for line in chosen for point in line.points])
+            level = _unmodified(score, together, other, [at for line in chosen for at in line.shown])
             number += 1
             title = "" if len(together) > 1 else together[0].part.head
             yield curves(
                 name=f"{name}-curve-{number}",
                 alt=f"{score.title} by {x} of {sweep.kind}{f', {title}' if title else ''}: {len(chosen)} lines",
-                lines=[*chosen, *plain_lines],
+                lines=[*chosen, *level],
                 score=score,
+                x=x,
                 x_title=f"{x} of {sweep.kind}",
                 ticks=sweep.values(x),
-                tick_label=plain,
-                is_log=min(sweep.values(x)) > 0,
                 title=title,
                 width=5.2,
             )
 
 
-def _points(score: Score, settings: Sequence[Setting], x: str, facet: _Facet) -> list[Point]:
-    found = [replace(point, mark=one.mark(facet.length)) for one in settings
-             for point in points([(one.value(x), score.of(one.series, facet.part))])]  # fmt: skip
-    return sorted(found, key=lambda point: point.x)
-
-
 def _unmodified(score: Score, facets: Sequence[_Facet], other: Series | None, x: Sequence[float]) -> list[Line]:
     """Level, as it has no parameters; of several facets in the color of each."""
-    lines = []
-    for color, facet in enumerate(facets):
-        its = score.of(other, facet.part) if other is not None else None
-        if its is not None and math.isfinite(its.mean):
-            several = len(facets) > 1
-            label = f"unmodified, {facet.part.head}" if several else "unmodified"
-            level = [Point(min(x), its), Point(max(x), its)]
-            lines.append(Line(label, level, color if several else None, dashed=True))
-    return lines
+    several = len(facets) > 1
+    lines = [
+        Line(
+            f"unmodified, {facet.part.head}" if several else "unmodified",
+            dict.fromkeys((min(x), max(x)), score.seen(other, facet.part)),
+            color if several else None,
+            dashed=True,
+        )
+        for color, facet in enumerate(facets)
+        if other is not None
+    ]
+    return [line for line in lines if line.shown]
 
 
-def _caption(sweep: Sweep, has_maps: bool, has_curves: bool) -> str:
+def _caption(kind: str, has_maps: bool, has_curves: bool, has_rules: bool) -> str:
     words = []
     if has_maps:
-        words.append(f"Each square is a setting of {sweep.kind}; the darker, the better.")
+        words.append(f"Each square is a setting of {kind}; the darker, the better.")
     if has_curves:
         words.append(f"A curve is the score over one parameter, the others fixed; dashes: the unmodified model. {BARS}")
-    if any(one.rules for one in sweep.settings):
+    if has_rules:
         inside, beyond = [], []
         if has_maps:
             inside, beyond = ["inside the outline"], ["hatched"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from ropewalk.eval.report.runs import Series, asked_for, plain, plural
+from ropewalk.eval.report.series import Series, asked_for, counts_of, plain, plural
 from ropewalk.eval.results import Run
 
 _MESSAGES = 10
@@ -27,6 +28,7 @@ class Table:
     """A table; the first cell of each row names it.
 
     Attributes:
+        kind: what it looks like.
         groups: of the columns from the second on, from the left: what each is called, and how many columns it has.
         has_summary: whether the last column is over all the others.
     """
@@ -35,12 +37,13 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
+    kind: Literal["scores", "failures", "made"] = "scores"
     groups: tuple[tuple[str, int], ...] = ()
     has_summary: bool = False
 
 
-def failure_table(series: Sequence[Series]) -> Table | None:
-    """The most frequent messages; those that differ in numbers alone are counted together."""
+def failure_table(series: Sequence[Series]) -> Iterator[Table]:
+    """One of the most frequent messages, if there are any; those that differ in numbers alone are counted together."""
     counts: Counter[tuple[str, str]] = Counter()
     first: dict[tuple[str, str], str] = {}
     for one in series:
@@ -49,7 +52,7 @@ def failure_table(series: Sequence[Series]) -> Table | None:
             counts[kind] += 1
             first.setdefault(kind, row.error or "")
     if not counts:
-        return None
+        return
     failed = {one.label: f"{len(one.failed)} of {len(one.rows)}" for one in series}
     kept = counts.most_common(_MESSAGES)
     rows = [(Cell(kind[0]), Cell(failed[kind[0]]), Cell(str(count)), Cell(first[kind])) for kind, count in kept]
@@ -57,7 +60,8 @@ def failure_table(series: Sequence[Series]) -> Table | None:
     note = "Messages that differ in numbers alone are counted together, under the first of them."
     if rest:
         note += f" {rest} more examples failed with rarer messages."
-    return Table("Failed examples", ("method", "failed in all", "with this message", "message"), tuple(rows), note)
+    columns = ("method", "failed in all", "with this message", "message")
+    yield Table("Failed examples", columns, tuple(rows), note, "failures")
 
 
 def made_table(run: Run) -> Table:
@@ -65,8 +69,8 @@ def made_table(run: Run) -> Table:
     config, facts = run.config, [row.facts for row in run.rows]
     versions = [", ".join(f"{name} {version}" for name, version in sorted(one.versions.items())) for one in facts]
     counts = [
-        f"{method}: {sum(row.method == method for row in run.rows)} of {asked_for(run)}{_failed(run, method)}"
-        for method in dict.fromkeys([*config.methods, *run.methods])
+        f"{method}: {count} of {asked_for(run)}{f', {failed} of them failed' if failed else ''}"
+        for method, (count, failed) in counts_of(run).items()
     ]
     pairs = [
         ("model", config.model),
@@ -82,7 +86,7 @@ def made_table(run: Run) -> Table:
         *(("rows", count) for count in counts),
         ("time in all", _duration(sum(row.seconds for row in run.rows))),
     ]
-    return Table(run.folder, ("what", "value"), tuple((Cell(name), Cell(value)) for name, value in pairs))
+    return Table(run.folder, ("what", "value"), tuple((Cell(name), Cell(value)) for name, value in pairs), kind="made")
 
 
 def _all(values: Sequence[str]) -> str:
@@ -90,11 +94,6 @@ def _all(values: Sequence[str]) -> str:
     if len(counts) == 1:
         return values[0] or "none"
     return "; ".join(f"{value or 'none'} ({plural(count, 'row')})" for value, count in counts.most_common())
-
-
-def _failed(run: Run, method: str) -> str:
-    failed = sum(row.method == method and row.error is not None for row in run.rows)
-    return f", {failed} of them failed" if failed else ""
 
 
 def _duration(seconds: float) -> str:

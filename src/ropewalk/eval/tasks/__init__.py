@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ropewalk.eval.tasks.base import Metric, Task
+from ropewalk.eval.tasks.base import About, Metric, Task
 from ropewalk.eval.tasks.leval import LEval
 from ropewalk.eval.tasks.longbench import LongBench
 from ropewalk.eval.tasks.needle import Needle
@@ -16,4 +16,12 @@ TASKS: dict[str, type[Task]] = {
     kind.name: kind for kind in (Passkey, PasskeyLength, Perplexity, Needle, LEval, LongBench, Short)
 }
 
-__all__ = ["TASKS", "Metric", "Task"]
+__all__ = ["TASKS", "About", "Metric", "Task", "about"]
+
+
+def about(task: str) -> About:
+    """What a reader who has not read the papers needs to know of a task, in general words where it has none."""
+    title = task.replace("_", " ").replace("-", " ")
+    general = "Every score is the mean over the examples that were done; all methods were asked the same examples."
+    words = TASKS[task].about() if task in TASKS else None
+    return words or About(title=title[:1].upper() + title[1:], measures=general)

@@ -3,109 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import math
 import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict
 
 from ropewalk.eval.subjects import Passage, Prompt, Subject, batches
 
-# Kind of an error of ours, which says what a setting must be and what it is.
-OURS = "setting"
-_K = 1024
-
-
-def refused(expected: str, given: object, hint: str = "") -> PydanticCustomError:
-    """An error of a validator: what a setting must be, as in "must be a number"."""
-    return PydanticCustomError(OURS, "{text}", {"text": f"{expected}, got {given!r}{hint}"})
-
-
-def _apart(value: object) -> object:
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-
-
-def _once(values: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(values))
-
-
-def _tokens(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    digits = value.strip().lower()
-    try:
-        tokens = int(digits.removesuffix("k")) * (_K if digits.endswith("k") else 1)
-    except ValueError:
-        tokens = 0
-    if tokens < 1:
-        raise refused("must be whole numbers such as 4096 or 16k", value)
-    return tokens
-
-
-def _depths(value: object) -> object:
-    """Numbers from 0 to 1, or of how many, evenly spread, there are to be."""
-    if not isinstance(value, str):
-        return value
-    if value.strip().isdigit() and int(value) > 1:
-        return evenly(int(value))
-    try:
-        depths = [float(part) for part in value.split(",")]
-    except ValueError:
-        depths = []
-    if not depths or not all(0 <= depth <= 1 for depth in depths):
-        raise refused("must be numbers from 0 to 1, or how many there are", value)
-    return depths
-
-
-def evenly(count: int) -> tuple[float, ...]:
-    """So many depths from 0 to 1."""
-    return tuple(i / (count - 1) for i in range(count))
-
-
-# Settings that may be given as text, as an option's value is; with words for what most tasks mean by them.
-Tokens = Annotated[int, BeforeValidator(_tokens), Field(ge=1)]  # "16k"
-Lengths = Annotated[  # "4k,8k"
-    tuple[Tokens, ...],
-    BeforeValidator(_apart),
-    AfterValidator(_once),
-    Field(min_length=1, description="Tokens of the prompts, comma-separated; 16k is 16384."),
-]
-Depths = Annotated[  # "10", "0.1,0.5"
-    tuple[Annotated[float, Field(ge=0, le=1)], ...],
-    BeforeValidator(_depths),
-    Field(min_length=1, description="Where it is hidden, from 0 to 1, comma-separated; or a number of depths."),
-]
-Chat = Annotated[bool, Field(description="Ask as a message where the model has a chat template.")]
-Names = Annotated[tuple[str, ...], BeforeValidator(_apart)]  # "qasper,trec"
-
-
-def written(value: object) -> str:
-    """A setting as an option's value."""
-    if isinstance(value, tuple):
-        depths = len(value) > 1 and value == evenly(len(value))
-        return str(len(value)) if depths else ",".join(map(written, value))
-    return str(value)
-
-
-def each_once(names: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
-    """Names of what a task knows, each once and in the order in which it knows them, for a validator of settings.
-
-    Raises:
-        PydanticCustomError: there is one that it does not know.
-    """
-    names, known = [*names], [*known]
-    for name in names:
-        if name not in known:
-            close = get_close_matches(name, known, n=1)
-            hint = f". Did you mean {close[0]!r}?" if close else ""
-            raise refused(f"must be one of {', '.join(known)}", name, hint)
-    return tuple(name for name in known if name in names)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -135,6 +47,13 @@ def grid(lengths: Iterable[int], depths: Iterable[float], samples: int) -> list[
     ]
 
 
+def spread(items: Sequence[T], limit: int | None) -> Sequence[T]:
+    """At most `limit` of them, evenly from all: the first examples would be the shortest alone."""
+    if limit is None or limit >= len(items):
+        return items
+    return [items[i * len(items) // limit] for i in range(limit)]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What an example gave."""
@@ -147,10 +66,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Generation:
-    """An example written out: a prompt, and what an answer to it is worth."""
+    """An example written out: a prompt, what is to be answered, and what an answer is worth."""
 
     prompt: Prompt
-    outcome: Callable[[str], Outcome]
+    target: str
+    scores: Callable[[str], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -163,7 +83,7 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Metric:
-    """A score: its name in words, and which way is better.
+    """A score: its name in words, and which way is better; None where that is not known.
 
     Attributes:
         pooled: for a score that is exp(a / b) of two others, their names: of several examples it is exp(sum a / sum b).
@@ -171,13 +91,8 @@ class Metric:
     """
 
     title: str
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
     pooled: tuple[str, str] | None = None
-
-
-def folder_of_data(holds: str) -> Any:
-    """The field `data_dir` of a task that reads data, from a folder that holds such files."""
-    return Field(None, description=f"Folder that holds {holds}. Without one they are loaded from the hub.")
 
 
 class About(BaseModel):
@@ -286,6 +201,13 @@ class PreparedTask(Task):
             raise TypeError(f"{self.name} has examples of both kinds")
         if generations:
             answers = subject.answers([one.prompt for one in generations])
-            return [one.outcome(answer) for one, answer in zip(generations, answers, strict=True)]
-        scores = iter(subject.log_likelihoods([passage for one in scorings for passage in one.passages]))
+            return [
+                Outcome(len(one.prompt.token_ids), one.scores(answer), one.target, answer)
+                for one, answer in zip(generations, answers, strict=True)
+            ]
+        found = subject.log_likelihoods([passage for one in scorings for passage in one.passages])
+        if not all(map(math.isfinite, chain.from_iterable(found))):
+            # As with weights that overflow.
+            raise ValueError("the model gives probabilities that are not numbers, or 0")
+        scores = iter(found)
         return [one.outcome([next(scores) for _ in one.passages]) for one in scorings]

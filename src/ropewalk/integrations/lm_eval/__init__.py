@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import MISSING, fields
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.integrations.transformers.sources import find
 from ropewalk.maps import MAPS, PositionMap, from_dict
+from ropewalk.names import unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -111,9 +111,7 @@ class RopewalkLM(HFLM):
 def _position_map(name: str, parameters: dict[str, Any], max_length: int | None) -> PositionMap | type[PositionMap]:
     """The map; its kind alone where its parameters are to fit a length."""
     if name not in MAPS:
-        close = get_close_matches(str(name), MAPS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"no map is called {name!r}.{hint} The maps are {', '.join(MAPS)}")
+        raise ValueError(unknown("map", name, MAPS))
     kind = MAPS[name]
     needed = [field.name for field in fields(kind) if field.default is MISSING]
     if needed and not parameters:
@@ -123,11 +121,7 @@ def _position_map(name: str, parameters: dict[str, Any], max_length: int | None)
                 "them by"
             )
         return kind
-    try:
-        return from_dict({"map": name, **parameters})
-    except TypeError as error:
-        takes = ", ".join(field.name for field in fields(kind))
-        raise ValueError(f"map={name} takes {takes}, got {parameters}: {error}") from error
+    return from_dict({"map": name, **parameters})
 
 
 def _finite(length: int | float, position_map: PositionMap) -> int:

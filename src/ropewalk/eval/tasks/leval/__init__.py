@@ -8,29 +8,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from ropewalk.eval.data_files import lines_of, read
 from ropewalk.eval.prompts import answered, chats, longest_part
 from ropewalk.eval.subjects import Passage, Prompt, Subject
-from ropewalk.eval.tasks.base import (
-    Chat,
-    Example,
-    Generation,
-    Metric,
-    Names,
-    Outcome,
-    PreparedTask,
-    Scoring,
-    Tokens,
-    each_once,
-    folder_of_data,
-    refused,
-)
+from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, PreparedTask, Scoring
 from ropewalk.eval.tasks.leval.exams import EXAMS, Question, loyal_and_fact
 from ropewalk.eval.tasks.leval.scores import SCORES, right_letters
+from ropewalk.eval.tasks.settings import Chat, Names, Tokens, among, folder_of_data, refused
 
 # Of a prompt without its document, and of a token: for the order of the examples alone.
 _ABOUT_TOKENS, _CHARACTERS = 200, 4
@@ -63,7 +51,7 @@ class LEval(PreparedTask):
     mode: Literal["generate", "options"] = Field(
         "generate", description="Answers in words, or the likelihood of each option."
     )
-    tasks: Names = Field(
+    tasks: Annotated[Names, among(EXAMS)] = Field(
         (), description=f"Exams, comma-separated: {', '.join(EXAMS)}; if not given, all that the mode takes, but codeU."
     )
     data_dir: Path | None = folder_of_data("leval/closed/*.jsonl")
@@ -73,17 +61,15 @@ class LEval(PreparedTask):
     new_tokens: int = Field(512, ge=1, description="Of an answer in words, at most.")
     chat: Chat = True
 
-    _left_out: Counter[str] = PrivateAttr(default_factory=Counter)
-
     @field_validator("tasks")
     @classmethod
     def _take(cls, tasks: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         """By default all but codeU, which is as long as all others together."""
         without = [name for name in EXAMS if info.data.get("mode") == "options" and not EXAMS[name].options]
-        for name in each_once(tasks, EXAMS):
+        for name in tasks:
             if name in without:
                 raise refused("must have options to choose from, as the mode asks for", name)
-        return each_once(tasks, EXAMS) or tuple(name for name in EXAMS if name not in (*without, "codeU"))
+        return tasks or tuple(name for name in EXAMS if name not in (*without, "codeU"))
 
     @cached_property
     def _files(self) -> dict[str, bytes]:
@@ -93,31 +79,24 @@ class LEval(PreparedTask):
         }
 
     @cached_property
-    def _examples(self) -> list[Example]:
-        return [
-            Example(
-                name,
-                min(_ABOUT_TOKENS + len(question.document or "") // _CHARACTERS, self.length),
-                {"task": question.exam},
-                question,
-            )
-            for name, question in self._questions()
-        ]
-
-    def _questions(self) -> Iterator[tuple[str, Question]]:
-        """Those that are asked, and the names of their examples."""
+    def _questions(self) -> dict[str, Question]:
+        """All that the files have, by the names of their examples."""
+        found = {}
         for exam, content in self._files.items():
             for number, paper in enumerate(lines_of(content, Paper, f"{exam}.jsonl")):
                 for place, (text, right) in enumerate(zip(paper.instructions, paper.outputs, strict=True)):
                     name = f"{exam}-{number}-{place}"
                     if exam == "sci_fi":
                         loyal, fact = loyal_and_fact(right)
-                        yield name, Question(exam, paper.input, text, loyal)
-                        yield f"{name}-fact", Question(exam, None, text, fact)
-                    elif self.mode == "options" and len(right_letters(right)) > 1:
-                        self._left_out[exam] += 1
+                        found[name] = Question(exam, paper.input, text, loyal)
+                        found[f"{name}-fact"] = Question(exam, None, text, fact)
                     else:
-                        yield name, Question(exam, paper.input, text, right)
+                        found[name] = Question(exam, paper.input, text, right)
+        return found
+
+    def _is_left_out(self, question: Question) -> bool:
+        """Where one option is to be chosen and several are right."""
+        return self.mode == "options" and question.exam != "sci_fi" and len(right_letters(question.right)) > 1
 
     @property
     def found(self) -> dict[str, str]:
@@ -128,18 +107,19 @@ class LEval(PreparedTask):
 
     @property
     def notes(self) -> list[str]:
-        self.examples()  # counts them
-        return [
-            f"{name}: questions left out because several options are right: {count}"
-            for name, count in self._left_out.items()
-        ]
+        counts = Counter(question.exam for question in self._questions.values() if self._is_left_out(question))
+        return [f"{name}: questions left out because several options are right: {count}"
+                for name, count in counts.items()]  # fmt: skip
 
     @property
     def longest(self) -> int:
         return self.length + (self.new_tokens if self.mode == "generate" else 0)
 
-    def examples(self) -> list[Example]:
-        return self._examples
+    def examples(self) -> Iterator[Example]:
+        for name, question in self._questions.items():
+            if not self._is_left_out(question):
+                tokens = _ABOUT_TOKENS + len(question.document or "") // _CHARACTERS
+                yield Example(name, min(tokens, self.length), {"task": question.exam}, question)
 
     def prepare(self, example: Example, subject: Subject) -> Generation | Scoring:
         question: Question = example.about
@@ -156,13 +136,8 @@ class LEval(PreparedTask):
             return tuple(answered(subject, question.prompt(document), option, chat) for option in exam.options)
 
         if self.mode == "generate":
-            ids = encode(cut(self.length))
-            return Generation(
-                Prompt(ids, self.new_tokens, exam.stop),
-                lambda answer: Outcome(
-                    len(ids), {"exact_match": score(answer, question.right)}, question.right, answer
-                ),
-            )
+            prompt = Prompt(encode(cut(self.length)), self.new_tokens, exam.stop)
+            return Generation(prompt, question.right, lambda answer: {"exact_match": score(answer, question.right)})
         room = max(len(one.token_ids) - one.first for one in passages(""))
         asked = passages(cut(self.length - room))
         right = next(place for place, option in enumerate(exam.options) if score(option, question.right) == 1.0)
@@ -179,12 +154,7 @@ def option_scores(sums: Sequence[float], right: int) -> dict[str, float]:
     """Of the log-likelihoods of all options: whether the right one is the likeliest, and its part of their probability.
 
     One that is as likely as others counts for its share: in bfloat16 options often are.
-
-    Raises:
-        ValueError: a log-likelihood is no number, as with weights that overflow.
     """
-    if not all(map(math.isfinite, sums)):
-        raise ValueError("the model gives probabilities that are not numbers, or 0")
     best = max(sums)
     return {
         "accuracy": (sums[right] == best) / sums.count(best),

@@ -5,24 +5,15 @@ from __future__ import annotations
 import hashlib
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field
 
 from ropewalk.eval.data_files import beside, lines_of, read
 from ropewalk.eval.subjects import Prompt, Subject
-from ropewalk.eval.tasks.base import (
-    Example,
-    Generation,
-    Metric,
-    Names,
-    Outcome,
-    PreparedTask,
-    Tokens,
-    each_once,
-    folder_of_data,
-)
-from ropewalk.eval.tasks.longbench.metrics import check_installed, score
+from ropewalk.eval.tasks.base import Example, Generation, Metric, PreparedTask
+from ropewalk.eval.tasks.longbench.scores import check_installed, score
+from ropewalk.eval.tasks.settings import Names, Tokens, among, folder_of_data
 
 
 class Kind(BaseModel):
@@ -76,7 +67,9 @@ class LongBench(PreparedTask):
     name = "longbench"
     metrics: ClassVar = {"score": Metric("score")}
 
-    tasks: Names = Field(tuple(KINDS), min_length=1, description="Of LongBench, comma-separated.")
+    tasks: Annotated[Names, among(KINDS)] = Field(
+        tuple(KINDS), min_length=1, description="Of LongBench, comma-separated."
+    )
     subset: Literal["full", "mini"] = Field("full", description="LongBench, or MiniLongBench, a small part of it.")
     length: Tokens = Field(
         15500,
@@ -86,11 +79,6 @@ class LongBench(PreparedTask):
     )
     chat: bool = Field(True, description="Ask a model that chats by its template, where LongBench does so.")
     data_dir: Path | None = folder_of_data("longbench/full/TASK.jsonl, or longbench/minilongbench/TASK.jsonl")
-
-    @field_validator("tasks")
-    @classmethod
-    def _known(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        return each_once(tasks, KINDS)
 
     @cached_property
     def _files(self) -> dict[str, bytes]:
@@ -128,12 +116,11 @@ class LongBench(PreparedTask):
         kind = KINDS[task]
         text = shortened(kind.prompt.format(context=record.context, input=record.input), self.length, subject)
         token_ids = subject.encode(text, chat=self.chat and task not in _NO_CHAT)
-
-        def outcome(output: str) -> Outcome:
-            worth = score(task, output, record.answers, record.all_classes or ())
-            return Outcome(len(token_ids), {"score": worth}, " | ".join(record.answers), output)
-
-        return Generation(Prompt(token_ids, kind.new_tokens), outcome)
+        return Generation(
+            Prompt(token_ids, kind.new_tokens),
+            " | ".join(record.answers),
+            lambda answer: {"score": score(task, answer, record.answers, record.all_classes or ())},
+        )
 
 
 def shortened(text: str, length: int, subject: Subject) -> str:

@@ -14,19 +14,8 @@ from pydantic import Field
 
 from ropewalk.eval.prompts import chats, longest_part
 from ropewalk.eval.subjects import Prompt, Subject
-from ropewalk.eval.tasks.base import (
-    Chat,
-    Depths,
-    Example,
-    Generation,
-    Lengths,
-    Metric,
-    Outcome,
-    PreparedTask,
-    evenly,
-    folder_of_data,
-    grid,
-)
+from ropewalk.eval.tasks.base import Example, Generation, Metric, PreparedTask, grid
+from ropewalk.eval.tasks.settings import Chat, Depths, Lengths, evenly, folder_of_data
 from ropewalk.eval.texts import Text, sha256, texts
 
 NEEDLE = "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day."
@@ -88,7 +77,7 @@ class Needle(PreparedTask):
         # A word is rarely less than a token, so there are enough.
         haystack = repeated(self._units, self._start(sample), words=length)
         ids = encode(longest_part(haystack, lambda context: len(encode(context)), length))
-        return Generation(Prompt(ids, NEW_TOKENS), lambda answer: Outcome(len(ids), scores(answer), NEEDLE, answer))
+        return Generation(Prompt(ids, NEW_TOKENS), NEEDLE, scores)
 
     def _start(self, sample: int) -> int:
         """The unit that a sample begins with; no two samples share one before all had their turn."""

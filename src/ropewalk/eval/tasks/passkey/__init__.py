@@ -9,17 +9,8 @@ from pydantic import Field
 
 from ropewalk.eval import haystack
 from ropewalk.eval.subjects import Prompt, Subject
-from ropewalk.eval.tasks.base import (
-    Depths,
-    Example,
-    Generation,
-    Lengths,
-    Metric,
-    Outcome,
-    PreparedTask,
-    evenly,
-    grid,
-)
+from ropewalk.eval.tasks.base import Example, Generation, Metric, PreparedTask, grid
+from ropewalk.eval.tasks.settings import Depths, Lengths, evenly
 
 # The text of Mohtashami and Jaggi (arXiv 2305.16300), as the SelfExtend authors' examples have it.
 HEAD = (
@@ -69,11 +60,8 @@ def hidden(subject: Subject, length: int, place: float, digits: int, chance: ran
         head=HEAD,
         filler=FILLER,
     )
-
-    def outcome(output: str) -> Outcome:
-        return Outcome(prompt.tokens, {"exact_match": float(prompt.is_right(output))}, prompt.answer, output)
-
-    return Generation(Prompt(subject.encode(prompt.prompt), answer_tokens(digits), stop="\n"), outcome)
+    asked = Prompt(subject.encode(prompt.prompt), answer_tokens(digits), stop="\n")
+    return Generation(asked, prompt.answer, lambda answer: {"exact_match": float(prompt.is_right(answer))})
 
 
 def answer_tokens(digits: int) -> int:

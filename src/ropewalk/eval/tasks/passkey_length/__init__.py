@@ -9,8 +9,9 @@ from typing import ClassVar
 from pydantic import Field
 
 from ropewalk.eval.subjects import Subject
-from ropewalk.eval.tasks.base import Example, Generation, Lengths, Metric, PreparedTask, Tokens
+from ropewalk.eval.tasks.base import Example, Generation, Metric, PreparedTask
 from ropewalk.eval.tasks.passkey import answer_tokens, hidden
+from ropewalk.eval.tasks.settings import Lengths, Tokens
 
 
 class PasskeyLength(PreparedTask):

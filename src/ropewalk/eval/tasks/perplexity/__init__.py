@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -16,16 +16,8 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
 from ropewalk.eval.prompts import encode_apart
 from ropewalk.eval.subjects import Passage, Subject
-from ropewalk.eval.tasks.base import (
-    Example,
-    Lengths,
-    Metric,
-    Outcome,
-    PreparedTask,
-    Scoring,
-    folder_of_data,
-    refused,
-)
+from ropewalk.eval.tasks.base import Example, Metric, Outcome, PreparedTask, Scoring, spread
+from ropewalk.eval.tasks.settings import Lengths, folder_of_data, refused
 from ropewalk.eval.texts import Text, sha256, texts
 
 
@@ -60,10 +52,8 @@ def some_windows(tokens: int, length: int, stride: int, longest: int, count: int
     Args:
         tokens: of the text, `longest` or more.
     """
-    possible = (tokens - longest) // stride + 1
-    chosen = range(possible) if count >= possible else [i * possible // count for i in range(count)]
-    ends = [longest + stride * i for i in chosen]
-    return [Window(end - length, end - stride, end) for end in ends]
+    ends = range(longest, tokens + 1, stride)
+    return [Window(end - length, end - stride, end) for end in spread(ends, count)]
 
 
 class Perplexity(PreparedTask):
@@ -130,14 +120,14 @@ class Perplexity(PreparedTask):
             first = max(1, len(special))
             return Scoring(
                 (Passage(read, first),),
-                lambda scores: Outcome(length, _by_position(_finite(scores), first, self.bucket)),
+                lambda scores: Outcome(length, _by_position(scores[0], first, self.bucket)),
             )
         passages = tuple(
             # Nothing stands before the very first token.
             Passage(special + tokens[window.begin : window.end], max(1, len(special) + window.first - window.begin))
             for window in self._windows(len(tokens), length, len(special))
         )
-        return Scoring(passages, lambda scores: Outcome(length, _pooled(_finite(scores))))
+        return Scoring(passages, lambda scores: Outcome(length, _pooled([*chain.from_iterable(scores)])))
 
     def _encoded(self, book: Text, subject: Subject) -> tuple[list[int], list[int]]:
         """Special tokens, and a book's. Its windows are many, and reading them takes less time than encoding a book."""
@@ -155,14 +145,6 @@ class Perplexity(PreparedTask):
         if count:
             return some_windows(tokens, length - special, stride, self.longest - special, count)
         return all_windows(tokens, length - special, stride)
-
-
-def _finite(scores: Sequence[Sequence[float]]) -> list[float]:
-    """Those of all passages. Raises ValueError: a score is no number, as with weights that overflow."""
-    together = [score for one in scores for score in one]
-    if not all(map(math.isfinite, together)):
-        raise ValueError("the model gives probabilities that are not numbers, or 0")
-    return together
 
 
 def _pooled(scores: Sequence[float]) -> dict[str, float]:

@@ -9,13 +9,14 @@ from functools import cached_property
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from ropewalk.eval.data_files import DataError
 from ropewalk.eval.subjects import Subject, batches
-from ropewalk.eval.tasks.base import Example, Metric, Names, Outcome, Task, each_once, folder_of_data
+from ropewalk.eval.tasks.base import Example, Metric, Outcome, Task
+from ropewalk.eval.tasks.settings import Names, among, folder_of_data
 from ropewalk.eval.tasks.short.benchmarks import BENCHMARKS
 
 if TYPE_CHECKING:
@@ -33,17 +34,12 @@ class Short(Task):
     # lm-eval's own: a report shows all that there are.
     metrics: ClassVar[dict[str, Metric]] = {}
 
-    tasks: Names = Field(tuple(BENCHMARKS), min_length=1, description="Comma-separated.")
+    tasks: Annotated[Names, among(BENCHMARKS)] = Field(tuple(BENCHMARKS), min_length=1, description="Comma-separated.")
     questions: int | None = Field(
         None, ge=1, description="The first so many of each task, of MMLU spread over its subjects; all if not given."
     )
     data_dir: Path | None = folder_of_data("short/...")
     seed: int = 0
-
-    @field_validator("tasks")
-    @classmethod
-    def _known(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        return each_once(tasks, BENCHMARKS)
 
     @cached_property
     def _loaded(self) -> list[Loaded]:

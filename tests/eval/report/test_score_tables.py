@@ -2,16 +2,17 @@ import pytest
 from made_up import SELFEXTEND, full, row, run
 
 from ropewalk.eval import report
-from ropewalk.eval.report import runs, scores
-from ropewalk.eval.report.about import About, about
+from ropewalk.eval.report import scores
 from ropewalk.eval.report.score_tables import score_tables
 from ropewalk.eval.report.scores import Score
+from ropewalk.eval.report.series import together
+from ropewalk.eval.tasks import About, about
 
 BOTH = ("unmodified", SELFEXTEND)
 
 
 def tables(*all_runs, task="passkey", words=None):
-    return list(score_tables(task, runs.together(all_runs), words or about(task)))
+    return list(score_tables(task, together(all_runs), words or about(task)))
 
 
 def texts(table):
@@ -157,15 +158,15 @@ def test_what_a_task_computes_its_metrics_of_is_not_shown():
     ("value", "text"), [(0.0, "0.00"), (0.0512, "0.0512"), (7.1234, "7.12"), (-3.0, "-3.00"), (2.5e9, "2.5e+09")]
 )
 def test_figures_of_any_size(value, text):
-    assert Score("x", "x").write(value) == text
+    assert Score(title="x", name="x").write(value) == text
 
 
 def test_shares_have_two_decimals_or_are_percentages():
-    assert Score("x", "x", is_share=True).write(0.0512) == "0.05"
-    assert Score("x", "x", is_share=True, percent=True).write(0.0512) == "5.1"
-    assert Score("x", "x", is_share=True, percent=True).write_difference(0.0512) == "+5.1"
+    assert Score(title="x", name="x", is_share=True).write(0.0512) == "0.05"
+    assert Score(title="x", name="x", is_share=True, percent=True).write(0.0512) == "5.1"
+    assert Score(title="x", name="x", is_share=True, percent=True).write_difference(0.0512) == "+5.1"
 
 
 def test_numbers_are_in_order_and_words_after_them():
     rows = [row("unmodified", 1.0, cell={"x": x}, sample=i) for i, x in enumerate([10, "b", 9, 2.5, "a"])]
-    assert scores.values_of("x", runs.together([run(rows)])) == [2.5, 9, 10, "a", "b"]
+    assert scores.values_of("x", together([run(rows)])) == [2.5, 9, 10, "a", "b"]

@@ -5,20 +5,20 @@ import pytest
 from made_up import SELFEXTEND, full, grid, row, run
 
 from ropewalk.eval.methods import parse_all
-from ropewalk.eval.report import runs
-from ropewalk.eval.report.about import about
 from ropewalk.eval.report.curves import MOST_LINES
 from ropewalk.eval.report.drawing import MARK, shade
 from ropewalk.eval.report.figures import figures_of
 from ropewalk.eval.report.heat_maps import Colors, colors_of
 from ropewalk.eval.report.scores import Score
-from ropewalk.eval.report.sweeps import sweeps_of
+from ropewalk.eval.report.series import together
+from ropewalk.eval.report.sweeps import sweeps_of, value, verdict
+from ropewalk.eval.tasks import about
 
 WINDOW = 4096
 
 
 def figures(*all_runs, task="passkey"):
-    return figures_of(task, runs.together(all_runs), about(task))
+    return figures_of(task, together(all_runs), about(task))
 
 
 def words(picture):
@@ -105,9 +105,9 @@ def test_more_is_darker_in_grey_too():
 
 
 def test_better_is_darker_whichever_way_that_is():
-    share = Score("x", "x", is_share=True)
+    share = Score(title="x", name="x", is_share=True)
     assert [colors_of(share, []).goodness(value) for value in (0.0, 0.3, 1.0)] == [0.0, 0.3, 1.0]
-    perplexity = Colors(Score("x", "x", higher_is_better=False), worst=1000.0, best=10.0)
+    perplexity = Colors(Score(title="x", name="x", higher_is_better=False), worst=1000.0, best=10.0)
     assert [perplexity.goodness(value) for value in (10, 100, 1000)] == pytest.approx([1.0, 0.5, 0.0])
     assert perplexity.goodness(math.inf) == 0.0
 
@@ -142,14 +142,13 @@ def test_a_sweep_has_heat_maps_and_curves_for_each_length():
 def test_the_rules_of_the_paper_are_those_that_are_marked():
     """Eq. 5 as the paper has it, W + (N - W) / G < L / 2, and eq. 4, (L - W) G + W; both but for rounding."""
     length = 16384
-    [found] = sweeps_of(runs.together([sweep(GRID)]))
+    [found] = sweeps_of(together([sweep(GRID)]))
     assert len(found.settings) == 12
     for one in found.settings:
-        size, window = one.value("group_size"), one.value("window")
-        assert one.is_recommended(length) == (window + (length - window) / size < WINDOW / 2)
-        assert one.is_beyond(length) == ((WINDOW - window) * size + window < length)
-    assert {one.is_recommended(length) for one in found.settings} == {True, False}
-    assert {one.is_beyond(length) for one in found.settings} == {True, False}
+        size, window = value(one, "group_size"), value(one, "window")
+        assert (verdict(one, length) == "recommended") == (window + (length - window) / size < WINDOW / 2)
+        assert (verdict(one, length) == "beyond") == ((WINDOW - window) * size + window < length)
+    assert {verdict(one, length) for one in found.settings} == {"recommended", "within", "beyond"}
 
 
 def test_marks_in_a_sweep_need_the_trained_window():
@@ -198,7 +197,7 @@ def test_what_is_no_sweep():
     two = ("selfextend(group_size=2, window=512)", "selfextend(group_size=4, window=1024)")
     titles = [figure.title for figure in figures(sweep(*two, "yarn(factor=2)", beyond=False))]
     assert titles == ["By length"]
-    assert sweeps_of(runs.together([full(("unmodified", "no method", SELFEXTEND))])) == []
+    assert sweeps_of(together([full(("unmodified", "no method", SELFEXTEND))])) == []
 
 
 def test_a_sweep_over_tasks_shows_them_and_their_average():

@@ -1,20 +1,20 @@
-"""Folders of results put together: a series of rows for each method, and what a reader must know before comparing."""
+"""Folders of results put together: a series of rows for each method."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
 from pydantic import BaseModel
 
-from ropewalk.eval.methods import UNMODIFIED
-from ropewalk.eval.report.about import about
+from ropewalk.eval.methods import UNMODIFIED, Change, parse
 from ropewalk.eval.results import Row, Run
+from ropewalk.eval.tasks import about
 from ropewalk.files import printable
 
 T = TypeVar("T")
@@ -32,6 +32,14 @@ class Series:
     def rows(self) -> tuple[Row, ...]:
         """Those that failed too."""
         return tuple(row for row in self.run.rows if row.method == self.method)
+
+    @cached_property
+    def change(self) -> Change | None:
+        """What the method does to the model; None for nothing, and for what this version does not know."""
+        try:
+            return parse(self.method, 1, 1).change
+        except ValueError:
+            return None
 
     @property
     def apart(self) -> str:
@@ -95,62 +103,13 @@ def baseline(one: Series, series: Sequence[Series]) -> Series | None:
     """The unmodified model to compare with: of the same run, else the only one that was asked the same."""
     if one.method == UNMODIFIED:
         return None
-    others = [other for other in series if other.method == UNMODIFIED and not _differences(other.run, one.run)]
+    others = [other for other in series if other.method == UNMODIFIED and not differences(other.run, one.run)]
     same_run = [other for other in others if other.run is one.run]
     candidates = same_run or others
     return candidates[0] if len(candidates) == 1 else None
 
 
-def notices(runs: Sequence[Run], series: Sequence[Series]) -> list[str]:
-    """What a reader must know before comparing."""
-    return [
-        *_damaged(runs),
-        *_twice(runs),
-        *_different(runs),
-        *_unfinished(runs),
-        *_failed(series),
-        *_not_compared(series),
-    ]
-
-
-def _damaged(runs: Sequence[Run]) -> Iterator[str]:
-    for run in runs:
-        if run.damaged:
-            more = f", and {len(run.damaged) - 1} more like it" if len(run.damaged) > 1 else ""
-            yield f"In {run.folder} a line is left out that cannot be read: {run.damaged[0]}{more}."
-
-
-def _twice(runs: Sequence[Run]) -> Iterator[str]:
-    methods: dict[tuple[str, ...], list[str]] = {}
-    for method in dict.fromkeys(method for run in runs for method in run.methods):
-        folders = tuple(run.folder for run in runs if method in run.methods)
-        if len(folders) > 1:
-            methods.setdefault(folders, []).append(method)
-    for folders, (first, *more) in methods.items():
-        others = f" and {plural(len(more), 'other method')} are" if more else " is"
-        yield (
-            f"{first}{others} in {len(folders)} folders ({', '.join(folders)}): each is shown for itself, and nothing "
-            "is averaged over them."
-        )
-
-
-def _different(runs: Sequence[Run]) -> Iterator[str]:
-    names = dict.fromkeys(name for run in runs[1:] for name in _differences(runs[0], run))
-    if names:
-        yield (
-            f"The folders differ in {', '.join(names)}: a difference between methods of different folders may come "
-            "from that."
-        )
-    facts = {
-        "device": {row.facts.device for run in runs for row in run.rows},
-        "dtype": {row.facts.dtype for run in runs for row in run.rows},
-    }
-    for name, values in facts.items():
-        if len(values) > 1:
-            yield f"Not all rows were computed with the same {name}: {', '.join(sorted(values))}."
-
-
-def _differences(one: Run, other: Run) -> list[str]:
+def differences(one: Run, other: Run) -> list[str]:
     """In what is asked, but for methods; a setting by its own name."""
     old, new = one.config, other.config
     names = [name for name in ("model", "model_hash", "version", "seed") if getattr(old, name) != getattr(new, name)]
@@ -163,20 +122,11 @@ def _differences(one: Run, other: Run) -> list[str]:
     ]
 
 
-def _unfinished(runs: Sequence[Run]) -> Iterator[str]:
-    for run in runs:
-        wanted = asked_for(run)
-        counts = Counter(row.method for row in run.rows)
-        missing = [
-            f"{method} {counts[method]} of {wanted}"
-            for method in dict.fromkeys([*run.config.methods, *run.methods])
-            if counts[method] < wanted
-        ]
-        if missing:
-            yield (
-                f"{run.folder} is not finished. Examples so far: {', '.join(missing)}. A mean of all that is there is "
-                "no fair comparison before the end."
-            )
+def counts_of(run: Run) -> dict[str, tuple[int, int]]:
+    """Of each method, those without rows too: its rows, and how many of them failed."""
+    rows = Counter(row.method for row in run.rows)
+    failed = Counter(row.method for row in run.rows if row.error is not None)
+    return {method: (rows[method], failed[method]) for method in dict.fromkeys([*run.config.methods, *run.methods])}
 
 
 def asked_for(run: Run) -> int:
@@ -187,19 +137,6 @@ def asked_for(run: Run) -> int:
     counts = [len(one) if isinstance(one, list) else one if isinstance(one, int) else 0 for one in given]
     wanted = math.prod(counts) if named else 0
     return max(wanted, len({row.example for row in run.rows}))
-
-
-def _failed(series: Sequence[Series]) -> Iterator[str]:
-    failed = sum(len(one.failed) for one in series)
-    if failed:
-        total = sum(len(one.rows) for one in series)
-        yield f"{failed} of {total} examples failed: they have no score, and no mean counts them."
-
-
-def _not_compared(series: Sequence[Series]) -> Iterator[str]:
-    left = [one.label for one in series if one.method != UNMODIFIED and baseline(one, series) is None]
-    if left:
-        yield f"Nothing to compare with, for want of one unmodified model asked the same: {', '.join(left)}."
 
 
 def plural(count: int, what: str) -> str:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
-def told(error: Exception, characters: int = 200) -> str:
+def in_one_line(error: Exception, characters: int = 200) -> str:
     """Its kind, and so much of its message."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:characters]}"
 

@@ -9,7 +9,9 @@ from made_up import FACTS, SELFEXTEND, SETTINGS, config, found, full, grid, row,
 from markdown_it import MarkdownIt
 
 from ropewalk.eval import report
-from ropewalk.eval.report import runs, tables
+from ropewalk.eval.report import tables
+from ropewalk.eval.report.notices import notices
+from ropewalk.eval.report.series import baseline, together
 from ropewalk.eval.results import Results, ResultsError, Run, read
 from ropewalk.files import printable
 
@@ -52,14 +54,14 @@ def test_a_task_without_words_of_its_own():
 
 
 def test_the_same_method_in_two_folders_stays_apart():
-    series = runs.together([full(folder="a"), full(folder="b")])
+    series = together([full(folder="a"), full(folder="b")])
     assert [one.label for one in series] == [
         "unmodified in a",
         "unmodified in b",
         f"{SELFEXTEND} in a",
         f"{SELFEXTEND} in b",
     ]
-    assert [runs.baseline(one, series) for one in series] == [None, None, series[0], series[1]]
+    assert [baseline(one, series) for one in series] == [None, None, series[0], series[1]]
     (section,) = report.build([full(folder="a"), full(folder="b")]).sections
     assert "unmodified and 1 other method are in 2 folders (a, b): each is shown for itself" in section.notices[0]
     assert len(section.tables[0].rows) == 4
@@ -67,10 +69,10 @@ def test_the_same_method_in_two_folders_stays_apart():
 
 def test_methods_of_two_folders_are_put_together():
     one, other = full(("unmodified",), "a"), full((SELFEXTEND,), "b")
-    series = runs.together([other, one])
+    series = together([other, one])
     assert [each.label for each in series] == ["unmodified", SELFEXTEND]
-    assert runs.baseline(series[1], series) is series[0]
-    assert runs.notices([one, other], series) == []
+    assert baseline(series[1], series) is series[0]
+    assert notices([one, other], series) == []
 
 
 @pytest.mark.parametrize(
@@ -82,20 +84,18 @@ def test_methods_of_two_folders_are_put_together():
 )
 def test_folders_that_differ_are_not_compared(change, notice):
     one, other = full(("unmodified",), "a"), full((SELFEXTEND,), "b", **change)
-    series = runs.together([one, other])
-    assert runs.baseline(series[1], series) is None
-    notices = runs.notices([one, other], series)
-    assert notices[0].startswith(notice)
-    assert notices[-1].startswith("Nothing to compare with")
+    series = together([one, other])
+    assert baseline(series[1], series) is None
+    found_notices = notices([one, other], series)
+    assert found_notices[0].startswith(notice)
+    assert found_notices[-1].startswith("Nothing to compare with")
     assert (series[1].label == f"{SELFEXTEND} on other") == ("model" in change)
 
 
 def test_other_devices_and_dtypes_are_told():
     rows = [row("unmodified", 1.0), row("unmodified", 1.0, sample=1, facts=FACTS.model_copy(update={"dtype": "half"}))]
     mixed = run(rows, settings={"x": 1}, methods=("unmodified",))
-    assert runs.notices([mixed], runs.together([mixed])) == [
-        "Not all rows were computed with the same dtype: float32, half."
-    ]
+    assert notices([mixed], together([mixed])) == ["Not all rows were computed with the same dtype: float32, half."]
     values = {row[0].text: row[1].text for row in tables.made_table(mixed).rows}
     assert values["dtype"] == "float32 (1 row); half (1 row)"
 
@@ -117,18 +117,18 @@ def test_failed_examples():
     rows = [*grid("unmodified", found("unmodified"))]
     rows += [row(SELFEXTEND, score, sample=i) for i, score in enumerate([1.0, "ValueError: no", *memory])]
     (section,) = report.build([run(rows)]).sections
-    assert [[cell.text for cell in one] for one in section.failures.rows] == [
+    assert [[cell.text for cell in one] for one in section.tables[-1].rows] == [
         [SELFEXTEND, "4 of 5", "3", memory[0]],
         [SELFEXTEND, "4 of 5", "1", "ValueError: no"],
     ]
     assert "4 of 13 examples failed: they have no score, and no mean counts them." in section.notices
     assert section.tables[0].rows[1][1].text == "1.00"
-    assert report.build([full()]).sections[0].failures is None
+    assert {table.kind for table in report.build([full()]).sections[0].tables} == {"scores"}
 
 
 def test_all_failed():
     page = report.build([run([row("unmodified", "ValueError: no")])])
-    assert page.sections[0].tables == ()
+    assert [table.kind for table in page.sections[0].tables] == ["failures"]
     assert "ValueError: no" in report.to_html(page)
     assert "ValueError: no" in report.to_markdown(page, "x")
 
@@ -261,8 +261,9 @@ def test_read(tmp_path):
     with pytest.raises(ResultsError, match="holds no results"):
         read(tmp_path)
     results = Results(tmp_path, config())
+    assert read(tmp_path).rows == ()
     with pytest.raises(ResultsError, match="has no rows yet"):
-        read(tmp_path)
+        report.build([read(tmp_path)])
     for one in (row("unmodified", "ValueError: no"), row("unmodified", 1.0), row(SELFEXTEND, 0.0)):
         results.add(one)
     path = tmp_path / "results.jsonl"

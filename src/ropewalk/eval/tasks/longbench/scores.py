@@ -1,4 +1,4 @@
-"""What an answer is worth: the metrics of LongBench's tasks, from 0 to 1. See README.md beside this file."""
+"""What an answer is worth: the scores of LongBench's tasks, from 0 to 1. See README.md beside this file."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _NUMBER = re.compile(r"\d+")
 
 
 def score(task: str, answer: str, references: Sequence[str], classes: Sequence[str] = ()) -> float:
-    """Of an answer by the task's metric, for the reference that fits it best.
+    """Of an answer by the task's own, for the reference that fits it best.
 
     Args:
         classes: that there are, for trec.
     """
     if task in _ONE_LINE:
         answer = answer.lstrip("\n").partition("\n")[0]
-    metric = partial(classification, classes=classes) if task == "trec" else _METRICS[task]
-    return max(metric(answer, reference) for reference in references)
+    measure = partial(classification, classes=classes) if task == "trec" else _SCORES[task]
+    return max(measure(answer, reference) for reference in references)
 
 
 def check_installed(tasks: Collection[str]) -> None:
     """Raises DataError: what scores one of the tasks is not installed. Known before a model answers anything."""
-    if any(_METRICS.get(task) is rouge_l for task in tasks):
+    if any(_SCORES.get(task) is rouge_l for task in tasks):
         _rouge()
 
 
@@ -97,22 +97,12 @@ def _rouge() -> Any:
         raise DataError("summaries are scored with rouge: pip install 'ropewalk[eval]'") from error
 
 
-_METRICS: dict[str, Measure] = {
-    "narrativeqa": f1,
-    "qasper": f1,
-    "multifieldqa_en": f1,
-    "hotpotqa": f1,
-    "2wikimqa": f1,
-    "musique": f1,
-    "gov_report": rouge_l,
-    "qmsum": rouge_l,
-    "multi_news": rouge_l,
-    "triviaqa": f1,
-    "samsum": rouge_l,
+_SCORES: dict[str, Measure] = {
+    **dict.fromkeys(("narrativeqa", "qasper", "multifieldqa_en", "hotpotqa", "2wikimqa", "musique", "triviaqa"), f1),
+    **dict.fromkeys(("gov_report", "qmsum", "multi_news", "samsum"), rouge_l),
     "passage_count": count,
     "passage_retrieval_en": retrieval,
-    "lcc": edit_similarity,
-    "repobench-p": edit_similarity,
+    **dict.fromkeys(("lcc", "repobench-p"), edit_similarity),
 }
 # After the first line these go on with a further example.
 _ONE_LINE = ("trec", "triviaqa", "samsum")

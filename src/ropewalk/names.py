@@ -1,0 +1,18 @@
+"""What is said of a name that nothing has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def did_you_mean(typed: str, known: Iterable[str]) -> str:
+    """` Did you mean 'selfextend'?`, or nothing where no known name resembles the typed one."""
+    close = get_close_matches(typed.lower(), list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def unknown(what: str, typed: str, known: Iterable[str]) -> str:
+    """`no map is called 'rerop'. Did you mean 'rerope'? The maps are ...`, in one sentence for each kind of thing."""
+    known = list(known)
+    return f"no {what} is called {typed!r}.{did_you_mean(typed, known)} The {what}s are {', '.join(known)}"
