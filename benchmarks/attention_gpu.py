@@ -271,7 +271,8 @@ def measure(case: Case, settings: Settings, log: Callable[[str], None]) -> list[
     device = settings.device
     cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
     inputs = [tensors(case, settings, seed) for seed in range(input_sets(case, settings.dtype.itemsize, cache_bytes))]
-    window = settings.maps[case.maps[0]].bands[0].stop or 0
+    distances = settings.maps[case.maps[0]].bands[0].distances
+    window = (distances and distances[1]) or 0
     reference = Reference(*inputs[0], rotary(case.head_dim, device), window)
     refused, ready = [], []
     for implementation, position_map in implementations(case, settings):

@@ -51,7 +51,7 @@ def test_the_parameters_of_extend():
         "(model: 'PreTrainedModel', position_map: 'PositionMap | type[PositionMap] | None' = None, *, "
         "target_length: 'int | None' = None, trained_window: 'int | None' = None, "
         "sliding_window: 'SlidingWindowChoice' = 'keep', query_scaling: 'QueryScalingKind | None' = None, "
-        "impl: 'Implementation' = 'auto', keep_far_keys: 'bool' = False, enforce_limit: 'bool' = True"
+        "impl: 'Implementation' = 'auto', enforce_limit: 'bool' = True"
     )
 
 

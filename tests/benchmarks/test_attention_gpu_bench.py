@@ -61,14 +61,19 @@ def test_a_decode_goes_through_more_keys_than_the_cache_holds():
     assert attention_gpu.input_sets(Case("prefill", 8, 8), 2, cache_bytes=2**20) == 1
 
 
-@pytest.mark.parametrize("band", [Band(0, None), Band(0, 200), Band(200, None), Band(130, 300)], ids=str)
+@pytest.mark.parametrize(
+    "band",
+    [Band.at_distances(0, None), Band.at_distances(0, 200), Band.at_distances(200, None), Band.at_distances(130, 300)],
+    ids=str,
+)
 @pytest.mark.parametrize(("queries", "keys"), [(512, 512), (128, 640), (300, 500)])
 def test_band_mask_is_the_band(band, queries, keys):
     query, key = torch.empty(1, 1, queries, 8), torch.empty(1, 1, keys, 8)
     mask = peers.band_mask(band, query, key)
     m, n = torch.arange(queries)[:, None], torch.arange(keys)
     distance = m + keys - queries - n
-    inside = (distance >= band.first) & (distance < (keys if band.stop is None else band.stop))
+    first, stop = band.distances
+    inside = (distance >= first) & (distance < (stop or keys))
     assert torch.equal(mask.mask_mod(None, None, m, n), inside)
     dense = torch.zeros_like(inside)
     for number, columns, whole in (
