@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CPU attention under a position map, as a ratio to plain attention in the same run.
 
 Each case is timed in turn with plain attention, round after round, so that a machine that other work slows down slows

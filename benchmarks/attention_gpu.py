@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GPU attention under a position map, as a ratio to the fastest plain attention of the same run.
 
 Each case is one problem: plain attention by every kernel that can be had, and each map by each implementation, timed

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The picture of a benchmark: ratio to the fastest plain attention against length, from stored rows alone."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A whole model on a GPU, extended beside unmodified: reading a prompt, then writing tokens greedily.
 
 The models have random weights, which changes no time, and the shapes of models in use. The unmodified model runs with

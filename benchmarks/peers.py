@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention to compare with: plain attention by the kernels that can be had, and a map put together from such kernels.
 
 All take query (batch, heads, queries, head_dim), key and value (batch, key heads, keys, head_dim), never expanded, and

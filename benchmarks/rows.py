@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a benchmark stores and prints: one row a measurement, JSON lines, with where and by what it was measured."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Times and memory of calls on a device, with competitors taking turns.
 
 A GPU's clock moves with its temperature and power, so two times are comparable only if they were taken together. Every

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draws tiles.png, the tiles of scores that the Hopper kernel visits: `python docs/images/tiles.py`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes comparisons.md, the figures of the findings that no page has: `python docs/results/comparisons.py`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ropewalk lets a pretrained language model read far past its training window, without touching a weight."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a position map does to a text of a given length, in numbers and in words."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files that may be anybody's: read with errors that name them, and their words made safe to show."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The picture of what a position map does to a text: a curve of the positions it gives, and a small text's matrix."""
 
 from __future__ import annotations

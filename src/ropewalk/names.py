@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is said of a name that nothing has."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parts of the GPU benchmark that need no GPU: cases, rows, masks, the check of outputs, the picture, tiny runs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whatever goes wrong outside of Ropewalk ends every command in one line and exit code 2."""
 
 import errno

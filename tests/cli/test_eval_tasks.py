@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A task is a class and an entry in `TASKS`: its command, and all else, follow from its fields."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options follow from the fields of the maps, whatever those are: also maps of packages that nobody here has seen."""
 
 import re

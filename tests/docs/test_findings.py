@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The committed results: their pages are what the rows give, and the findings point at what is there."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo on the real model shows what it says: far facts are lost without a map and found with one."""
 
 import json

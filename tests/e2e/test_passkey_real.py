@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pass keys in 16k tokens on the real model: SmolLM2-135M-Instruct, trained on 8192.
 
 Thirty prompts take about an hour on two CPU cores; `ROPEWALK_PASSKEY_PROMPTS=2` asks each variant fewer.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Block by block, against one forward pass with a block-diagonal mask and positions m mod window."""
 
 import pytest

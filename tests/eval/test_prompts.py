@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import pytest
 
 from ropewalk.eval.prompts import answered, chats, encode_apart, longest_part

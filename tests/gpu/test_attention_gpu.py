@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The operator on a CUDA device, by the same error budgets as on the CPU."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Hopper kernel for narrow bands beside the portable one, which is held to the specification everywhere."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generation of an extended model on a CUDA device."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention under a map written down from its definition, as an attention function for transformers.
 
 It takes from the library the matrix of relative positions and nothing else: queries and keys are turned back by the

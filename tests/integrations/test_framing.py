@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts that write out control tokens, on every kind of tokenizer that there is."""
 
 import pytest

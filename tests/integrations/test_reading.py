@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A text that is read once gives the answers of a text that is read for each question."""
 
 import itertools

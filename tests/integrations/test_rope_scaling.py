@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scaled frequencies, against models whose configuration asked transformers for them from the start."""
 
 import math

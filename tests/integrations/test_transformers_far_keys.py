@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cache that keeps far keys: the same answers as without, for a known amount of memory."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many of our own frames lie between transformers and a kernel, and how long their functions are.
 
 A person who follows a call from a model to the device reads these functions, and no others.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """impl="fused" in an extended model. The kernels have tests of their own; here the specification stands in for them."""
 
 from dataclasses import replace

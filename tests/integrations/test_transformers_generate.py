@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`generate`, in every way that transformers decodes, on an extended model."""
 
 import pytest

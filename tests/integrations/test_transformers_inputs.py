@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a forward pass of an extended model is given: taken, or refused before anything is computed."""
 
 import pytest

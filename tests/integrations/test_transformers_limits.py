@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lengths that a map reaches (eq. 4 and 5 of SelfExtend), query scaling, and what a handle says."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An extended model, compared with itself read otherwise and with the same model computed from the definition."""
 
 from dataclasses import replace

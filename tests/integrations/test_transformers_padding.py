@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows of different lengths in one batch: each is read as if it were alone."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is found out about a model before it is extended: how far it is measured, and why it is refused."""
 
 import math

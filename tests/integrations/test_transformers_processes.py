@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Extended models in other processes and in several threads."""
 
 import subprocess

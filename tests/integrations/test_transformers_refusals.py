@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What cannot be extended is refused before the first token, by a reason, and stays what it was."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whatever `extend` does to a model is undone, whichever way it ends."""
 
 import copy

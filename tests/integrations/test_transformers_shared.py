@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models that share modules or configurations: each is restored to what it was, in any order, or is refused before."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is made for a map goes when the map goes."""
 
 import gc

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`extend` changes nothing where it fails, wherever it fails."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whatever is done to an extended model: it keeps right, or the next call is an error, and the handle tells which."""
 
 import copy

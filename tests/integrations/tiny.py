@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shared by the tests of the transformers integration: tiny models, made once, and ways to run them."""
 
 from functools import cache

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Relative positions written as loops over pairs, from the definitions alone.
 
 Nothing here uses the arithmetic of `ropewalk.maps`: a map is read only for its parameters. A map that has a loop here

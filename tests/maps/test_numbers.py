@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One rule for numbers, wherever a map takes one."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What CONTRIBUTING.md promises: a map is one file and one entry, or a package of somebody else's."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generic tests: they run over every registered map by themselves, on the examples that its class gives."""
 
 import json

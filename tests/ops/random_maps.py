@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Maps of any bands, for hypothesis."""
 
 from __future__ import annotations

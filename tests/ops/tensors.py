@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random tensors, and attention written as loops and complex numbers: what tests of the operator share."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every implementation of the operator owes: the same numbers, whatever the map, the lengths and the memory.
 
 The reference is held to attention written as loops, and the others to the reference.

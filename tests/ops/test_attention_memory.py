@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Peak memory grows linearly with the length, measured on a process of its own."""
 
 from __future__ import annotations

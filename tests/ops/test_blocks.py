@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """impl="blocks": what the faster ones do not take."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the operator refuses: in one place, whatever the implementation."""
 
 from __future__ import annotations

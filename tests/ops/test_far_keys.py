@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The far view of the keys, kept by the caller: it changes the cost of a call and nothing else."""
 
 from __future__ import annotations

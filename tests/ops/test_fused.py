@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """impl="fused": what it waits for, does not take, and which kernels it chooses. `test_attention` has its numbers."""
 
 from __future__ import annotations

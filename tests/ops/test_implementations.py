@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which implementation runs a call, and what is said about it."""
 
 from __future__ import annotations

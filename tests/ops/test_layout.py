@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which slots hold tokens, as spans of rows and as what one query a row sees."""
 
 from __future__ import annotations

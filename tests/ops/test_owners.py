@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the operator keeps belongs to the caller's `Rotary`, serves several threads, and goes with it."""
 
 from __future__ import annotations

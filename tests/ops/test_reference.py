@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What only the reference takes so far: positions of tokens and of pairs, ALiBi, a map a head, pages, keys of 8 bits.
 
 The other implementations say so, and "auto" serves it by the reference.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Repairs to Triton 3.6's interpreter, which runs kernels on a CPU through numpy; tests of kernels import them.
 
 - numpy >= 2.4 no longer turns an array of one element into an index, as loop bounds need.

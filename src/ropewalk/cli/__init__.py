@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The `ropewalk` command: one module a subcommand, none of which holds more than the handling of its arguments."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `generate` and `chat` share: from their options to a text that a model has read, or kept in a file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`ropewalk chat`: reads a long text once, and answers questions about it until there are no more."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`ropewalk demo`: hidden facts in texts past the model's window, asked of the model as it is and extended."""
 
 from __future__ import annotations

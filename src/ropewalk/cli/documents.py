@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Text files as they come: with byte order marks, in other encodings, with the line ends of any system."""
 
 from __future__ import annotations

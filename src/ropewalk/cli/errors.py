@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How what goes wrong is shown: one line on stderr, exit code 2, never a traceback."""
 
 from __future__ import annotations

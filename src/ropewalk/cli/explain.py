@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`ropewalk explain`: what a position map does to a text of a given length."""
 
 from __future__ import annotations

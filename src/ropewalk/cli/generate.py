@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`ropewalk generate`: answers to prompts about a text that may be far longer than the model's training window."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The options that choose a position map, shared by every command that takes one.
 
 They are read off the maps' own fields: a new map brings its options along, also one that another package brings.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The options that choose and load a model, shared by every command that runs one; and how such a command behaves."""
 
 from __future__ import annotations

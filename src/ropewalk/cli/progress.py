@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far something long is, and how long it will still take: a bar on a terminal, a few lines elsewhere."""
 
 from __future__ import annotations

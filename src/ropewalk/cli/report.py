@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`ropewalk report DIR...`: a page of the results of evaluations."""
 
 from __future__ import annotations

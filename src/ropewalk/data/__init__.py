@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Public-domain texts for the demo and the evaluation. Sources: README.md in this folder."""
 
 from __future__ import annotations

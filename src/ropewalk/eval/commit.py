@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The commit that a figure was computed at."""
 
 from __future__ import annotations

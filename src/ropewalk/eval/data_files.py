@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of data sets, from a folder on this machine or from the hub, where no code of the hub's runs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much of something fits into so many tokens, where counting the tokens is what takes long."""
 
 from __future__ import annotations

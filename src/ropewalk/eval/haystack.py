@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Short facts to hide in a long text and ask for at the end. Pure text: no model, no framework.
 
 Pass keys are those of Mohtashami and Jaggi 2023 (arXiv 2305.16300), in our own words; invented facts are for a book.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors in one line, for rows and for users."""
 
 from __future__ import annotations

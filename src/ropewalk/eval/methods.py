@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ways to run a model that an evaluation compares, each with a name that says all of it.
 
 unmodified                               the model as it is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What tasks share that write long prompts: how much of a text fits, and tokens with and without special ones."""
 
 from __future__ import annotations

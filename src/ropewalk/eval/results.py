@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an evaluation leaves behind: a folder with what was asked for, and one row an example, written as it goes.
 
 DIR/config.json      what was asked for, saved first; a run can only be gone on with as it was started

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs a task under several methods, one row an example as it goes; what is in the folder already is not run again."""
 
 from __future__ import annotations

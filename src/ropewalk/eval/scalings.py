@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The baselines that scale a model's rotary frequencies, each with the factor that is usual for a length."""
 
 from __future__ import annotations

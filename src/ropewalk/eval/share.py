@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one of several processes does of a run, and the locks by which no two do the same."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an evaluation asks: a language model, or a stand-in for it that runs the pipeline without one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Long texts, by name.
 
 alice   "Alice's Adventures in Wonderland", which comes with the package

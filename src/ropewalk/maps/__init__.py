@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Position maps: pure arithmetic on token positions, one map a file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every position map has: bands, relative positions, and the lengths it can reach."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Edges: where the keys that a query sees through a band begin and end."""
 
 from __future__ import annotations

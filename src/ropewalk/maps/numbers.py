@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One rule for the numbers that people, files and other libraries hand over."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Position functions: which rotary position a token is given inside a band.
 
 Each is a small hashable value, so that operators can key their tables on it and kernels can read its numbers.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scaling of the queries for retrieval far past the trained window."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The maps by their names: those of Ropewalk, and those that other packages bring."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention under a position map. Knows tensors and maps, no framework."""
 
 from ropewalk.ops.api import attention

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`attention`: the operator as users call it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention under a position map from plain tensor operations, a block of queries at a time.
 
 Runs on every device and with every option (softcap, gradients, value heads of another size), and holds one block of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One call of the operator as a value, and the one place where its arguments are checked."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention under a position map from one pass a band, merged by log-sum-exp: costs about what plain attention does."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention under a position map from the Triton kernels: near and far keys in one pass, a decode step in two launches.
 
 Imports Triton only when a call runs.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CUDA graphs that keep alive what they point to, and nothing longer.
 
 A graph holds addresses, not tensors. CUDA lets an object be tied to a graph and says when the graph, and whatever was

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of implementations, the choice among them, and a call's way to one."""
 
 from __future__ import annotations

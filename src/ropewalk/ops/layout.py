@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which slots of a batch's keys and queries hold tokens."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The specification: attention under a position map as the formula says it, in float32, holding the whole matrix.
 
 Takes every call there is.

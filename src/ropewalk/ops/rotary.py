@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model's rotary embedding as data, and the re-rotation of tensors that it has already rotated."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Causal attention, with or without a sliding window, that also returns its log-sum-exp: what every band is made of.
 
 Both devices' kernels come with torch. torch has no public call that returns the log-sum-exp on both, so the two names

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Helpers for tests: example maps, tiny models, references and error budgets."""
 
 from __future__ import annotations

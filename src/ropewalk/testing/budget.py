@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Error budgets: how far an implementation may be from the truth, derived and not guessed.
 
 The truth is the specification computed in float64 on the inputs as they are (already rounded to their dtype). The

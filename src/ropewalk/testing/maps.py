@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small instances of every position map, for tests that run over all of them. The maps themselves hold them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tiny models with random weights, one of each kind that transformers' integration extends or refuses.
 
 Their attention is sharp on purpose: freshly initialised models attend almost evenly to everything, so their outputs

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A tiny model saved to a folder, with a tokenizer, as users have theirs on disk."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Made-up results, for reports."""
 
 from ropewalk.eval.results import Config, Facts, Row, Run

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compiles every portable kernel for a GPU that is not there: `python compile_for.py CAPABILITY HEAD_DIM DTYPE`.
 
 Prints a line of JSON a kernel: its name, and the shared memory that it takes and that such a GPU has for a program. In

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Portable kernels compile for every kind of GPU that they are meant for, and fit its shared memory."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The decode kernel against the specification: on a GPU where there is one, otherwise in Triton's interpreter."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tiles that the Hopper kernel for narrow bands goes through, without a GPU."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernels for Hopper read tensors by, made without Triton's own checks of each."""
 
 import gc

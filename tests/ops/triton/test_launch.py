@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Launches: what is compiled once is launched with the same arguments from then on."""
 
 from __future__ import annotations

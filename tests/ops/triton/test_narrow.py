@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel for bands with an end against attention in float64: on a GPU where there is one, otherwise interpreted."""
 
 from __future__ import annotations

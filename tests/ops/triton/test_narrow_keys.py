@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keys as narrow bands see them, before any attention to them."""
 
 from __future__ import annotations

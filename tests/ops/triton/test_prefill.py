@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The prefill kernel against attention written out in float64: on a GPU where there is one, otherwise interpreted."""
 
 from __future__ import annotations

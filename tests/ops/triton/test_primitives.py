@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What kernels share, each alone: on a GPU where there is one, otherwise in Triton's interpreter."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The re-rotation kernel against `Rotary.rotate`: on a GPU where there is one, otherwise in Triton's interpreter."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`ropewalk eval TASK`: runs a task under one or more methods, and keeps a row an example. Each of `TASKS` is one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several processes that share a run: one a GPU, or so many on a CPU.
 
 Each knows its place from the variables that torchrun sets, so that can start them too, on several machines that share a

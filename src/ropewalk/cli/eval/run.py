@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every `ropewalk eval TASK` has: the options of a run, and the run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command of a task: the options of a run, and one for each field of the task, which are read off the fields."""
 
 from __future__ import annotations

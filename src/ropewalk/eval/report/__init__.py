@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A page from folders of results: as one HTML file without anything outside it, and as Markdown with its pictures."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Curves: scores against a number, a line for each method or setting."""
 
 from __future__ import annotations

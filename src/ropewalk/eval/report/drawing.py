@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What all pictures of a report share: the names of axes, colors, and being SVG."""
 
 from __future__ import annotations

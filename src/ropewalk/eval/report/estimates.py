@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Means, differences, and how far they may be off by chance."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The figures of a task, from its rows alone: what of them varies says which there are."""
 
 from __future__ import annotations

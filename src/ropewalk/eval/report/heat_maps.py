@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Heat maps: squares whose color says how good a score is, with the number in them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables of the scores: methods by a part of the cells, as the papers lay them out, and methods in pairs."""
 
 from __future__ import annotations

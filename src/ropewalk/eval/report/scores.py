@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The scores of a task: of some rows, in comparison with the unmodified model, and as they are written."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folders of results put together: a series of rows for each method."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sweeps: methods of a run that differ only in the parameters of one map, or of another change to the model; and the
 figure of each: how a score depends on the parameters (SelfExtend, figures 5, 8 and 10)."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables as plain data; and those of failures, and of how the results were made."""
 
 from __future__ import annotations

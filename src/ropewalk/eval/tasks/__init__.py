@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tasks, a folder each."""
 
 from __future__ import annotations

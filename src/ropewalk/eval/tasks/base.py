@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every task is: examples with names, and a score for each; its settings are its fields."""
 
 from __future__ import annotations

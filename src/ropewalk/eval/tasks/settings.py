@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Types of tasks' settings, which may be given as text, as an option's value is."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """lm-evaluation-harness: the model `ropewalk`, with which any of its tasks reads under a position map.
 
 Importing this module registers the model. lm-eval 0.4.13 looks for no plugins, so its own command does not know the

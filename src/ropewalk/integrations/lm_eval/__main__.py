@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """lm-evaluation-harness's own command, which then knows the model `ropewalk`; every argument is passed on."""
 
 from __future__ import annotations

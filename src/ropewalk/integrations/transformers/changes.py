@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attributes that are set for a while, and put back as they were."""
 
 from __future__ import annotations

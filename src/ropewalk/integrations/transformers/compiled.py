@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An extended layer's attention as operators of torch.library, which torch.compile traces around instead of into."""
 
 from __future__ import annotations

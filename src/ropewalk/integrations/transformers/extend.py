@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`extend` and `restore`: put a position map under a loaded model's attention, and take it away again."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cache that keeps its keys as the far band sees them, too: memory that buys decode speed on the CPU.
 
 Keys stay in a cache at their true positions, so every decode step turns the far ones again. The layers of this cache

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What tells one model from another, and one state of a model from the next: what a kept reading is held to.
 
 Not cryptographic: any changed number changes a fingerprint, but one who wants to can make two that agree.

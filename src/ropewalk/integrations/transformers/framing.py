@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A user's text as a model takes it: with its chat template or its own special tokens around it, and nothing but text
 inside.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The attention and mask functions that transformers calls on an extended model.
 
 transformers hands every attention call to a registered function, with query and key already rotated at their true

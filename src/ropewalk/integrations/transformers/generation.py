@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads a long prompt chunk by chunk, and generates from it as text comes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a forward pass of an extended model may be given: positions and padding that its map can follow."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The file that holds what a model read: safetensors, with facts about how it was read. Nothing in it is ever run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lengths that a map reaches on a model, and what happens to a text past them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory that a model, its cache and a process take."""
 
 from __future__ import annotations

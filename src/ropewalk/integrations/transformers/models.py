@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loads a model and its tokenizer."""
 
 from __future__ import annotations

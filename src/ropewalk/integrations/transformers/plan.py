@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How one attention module computes while its model is extended."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finds out, by measurement on the model itself, how each attention layer rotates its queries and keys.
 
 One token on its own attends to itself alone, so in every layer its key at position p is R(p) times the same vector:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keeps other packages' warnings and advice from a user who cannot do anything about them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads a text once, and asks about it often.
 
     with ropewalk.extend(model, target_length=32_768):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scaled rotary frequencies, as transformers itself computes them from its rope parameters.
 
 A model computes its frequencies in one module, from the configuration that the module was made with. To scale them, a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How likely a model finds a text, token by token, without ever holding the scores of a whole text."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a model comes from: a folder, a hub name, a GGUF file, or the embedded default."""
 
 from __future__ import annotations

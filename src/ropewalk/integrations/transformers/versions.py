@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Versions of what a result depends on."""
 
 from __future__ import annotations

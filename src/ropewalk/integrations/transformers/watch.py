@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Notices what was changed on a model since it was extended, before it would compute something else than was meant."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the prefill kernels take: attention to the keys of one or two bands, in one pass."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decode attention under a position map: one query a row, every key and value read once, re-rotated in registers.
 
 Split-KV: the keys of a row are dealt out to as many programs as fill the device, and a second kernel merges what they

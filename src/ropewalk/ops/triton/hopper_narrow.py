@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention to narrow bands on Hopper GPUs; see `narrow` and, for the kernel, `hopper_narrow_kernel`."""
 
 from __future__ import annotations

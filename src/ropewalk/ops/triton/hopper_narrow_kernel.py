@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel of `hopper_narrow`: one warp loads tiles, a warp group re-rotates queries, two more multiply.
 
 Written in Gluon, as `hopper_prefill_kernel`. A program has the heads that share a key head at a few consecutive

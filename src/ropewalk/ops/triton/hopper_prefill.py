@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention to one or two bands on Hopper GPUs, at the speed of the fastest plain attention there.
 
 The kernel is in `hopper_prefill_kernel`.

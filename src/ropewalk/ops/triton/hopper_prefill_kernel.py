@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel of `hopper_prefill`: one warp loads tiles, two or three warp groups multiply them.
 
 Written in Gluon, which lets a kernel place its warps, barriers and asynchronous copies by hand. What a tile of queries

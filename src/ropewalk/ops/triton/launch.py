@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Launches that cost the host little.
 
 Triton looks at every argument of every call; a step of decoding has microseconds.

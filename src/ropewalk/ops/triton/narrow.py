@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention to narrow bands, all of them in one launch, added to attention over the others; for prefill.
 
 Such a band is a diagonal strip: of 48 to 532 keys in SELF by distance. A tile of 128 queries would take 127 keys more

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keys as narrow bands see them: re-rotated before the attention to them, for a chunk of queries at a time."""
 
 # mypy: disable-error-code="no-any-return", disallow-untyped-decorators=False

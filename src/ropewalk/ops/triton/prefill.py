@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Causal attention whose near and far keys are seen through two rotations, in one pass: for prefill, on any CUDA GPU.
 
 A tile of scores is wholly far, wholly near, or on an edge. Each program takes a tile of queries through its key tiles

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What kernels share: edges and positions, the softmax that goes on from tile to tile, and re-rotation in registers."""
 
 # mypy: disable-error-code="no-any-return", disallow-untyped-decorators=False

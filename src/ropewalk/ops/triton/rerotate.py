@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Re-rotation of tensors that a model has rotated, as one pass through memory."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A map's bands as kernels read them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """L-Eval's exams: questions about long documents, with one right answer each. See README.md beside this file."""
 
 from __future__ import annotations

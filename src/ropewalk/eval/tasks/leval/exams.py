@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """L-Eval's exams: what each asks, word for word (LEval_config.py, llama2-chat-test.py), is in prompts.json."""
 
 from __future__ import annotations

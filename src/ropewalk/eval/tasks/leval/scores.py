@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What answers to L-Eval's exams say, and whether it is right: by the rules of its auto_eval.py and em.py.
 
 Every score takes an answer and what L-Eval gives as right, and is from 0 to 1.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LongBench, the sixteen tasks in English and code: long texts and a question. See README.md beside this file."""
 
 from __future__ import annotations

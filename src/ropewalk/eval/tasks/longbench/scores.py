@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an answer is worth: the scores of LongBench's tasks, from 0 to 1. See README.md beside this file."""
 
 from __future__ import annotations

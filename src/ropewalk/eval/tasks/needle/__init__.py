@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A needle in a haystack: one sentence in essays, over lengths and depths. See README.md beside this file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pass key retrieval: a grid of lengths and depths, exact match. See README.md beside this file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pass keys of more and more digits, at one length of text. See README.md beside this file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Perplexity on books: by window length, or by position. See README.md beside this file."""
 
 from __future__ import annotations

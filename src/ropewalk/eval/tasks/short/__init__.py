@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Short tasks: the five of the Open LLM Leaderboard that the SelfExtend paper ran, by lm-eval. See README.md beside
 this file."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The short tasks, and their questions from files on this machine in the columns that the hub has and lm-eval reads."""
 
 from __future__ import annotations

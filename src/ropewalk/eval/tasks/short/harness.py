@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The short tasks as lm-eval defines them: its prompts, shots and scores, by its `evaluate`."""
 
 from __future__ import annotations

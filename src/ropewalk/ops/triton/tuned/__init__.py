@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tuned configurations of the kernels: one data file a GPU, and `default.json` for what they leave out."""
 
 from __future__ import annotations
