@@ -233,7 +233,9 @@ def test_a_run_and_the_same_again(name, examples, scores, data_dir, tmp_path):
 )
 def test_bad_input_is_told_before_a_model_is_loaded(tmp_path, monkeypatch, arguments, message):
     monkeypatch.setattr("ropewalk.cli.model_options.load_model", None)
-    result = run(*arguments.split(), "-o", tmp_path / "out")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    result = run(*arguments.split(), "--model", tmp_path / "model", "-o", tmp_path / "out")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1

@@ -154,7 +154,8 @@ def _say(counts: Counts, output: Path, share: Share) -> None:
         print(f"failed: with {len(counts.failures) - _TOLD} other messages, see the rows", file=sys.stderr)
     before = f"{counts.done_before} were there already, " if counts.done_before else ""
     failed = f", {counts.failed} failed (run the same again to try those)" if counts.failed else ""
-    print(f"{_place(share)}{before}{counts.done} examples done{failed}: {output}")
+    # In one piece, as several processes may write at a time.
+    print(f"{_place(share)}{before}{counts.done} examples done{failed}: {output}\n", end="")
 
 
 def _place(share: Share) -> str:
