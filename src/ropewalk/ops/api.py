@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ropewalk.maps import Identity, PositionMap
 from ropewalk.maps.query_scaling import QueryScaling
-from ropewalk.ops.call import Call, Pages, Positions, check, check_start, side_by_side
+from ropewalk.ops.call import Call, Pages, Positions, check, check_start
 from ropewalk.ops.implementations import Implementation, check_name, choose, run, step_of
 from ropewalk.ops.layout import Layout
 from ropewalk.ops.rotary import Rotary
@@ -91,7 +91,7 @@ def attention(
         softcap=softcap,
         sinks=sinks,
         query_scaling=query_scaling,
-        far_keys=side_by_side(far_keys),
+        far_keys=far_keys,
         head_maps=maps,
         positions=positions,
         slopes=slopes,

@@ -155,6 +155,21 @@ def side_by_side(x: MaybeTensor) -> MaybeTensor:
     return x if x is None or x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
+def laid_side_by_side(call: Call) -> Call:
+    """The call with every tensor `side_by_side`: itself where they all are."""
+    tensors = (call.query, call.key, call.value, call.sinks, call.far_keys)
+    if all(x is None or x.stride(-1) == 1 for x in tensors):
+        return call
+    return replace(
+        call,
+        query=side_by_side(call.query),
+        key=side_by_side(call.key),
+        value=side_by_side(call.value),
+        sinks=side_by_side(call.sinks),
+        far_keys=side_by_side(call.far_keys),
+    )
+
+
 def check(call: Call) -> None:
     """Refuses what does not fit, for every implementation.
 

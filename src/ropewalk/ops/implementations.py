@@ -12,7 +12,7 @@ from typing import Literal, Protocol, cast, get_args
 import torch
 from torch import Tensor
 
-from ropewalk.ops.call import Call, side_by_side
+from ropewalk.ops.call import Call, laid_side_by_side
 from ropewalk.ops.layout import Step
 
 Implementation = Literal["auto", "reference", "blocks", "flash", "fused"]
@@ -120,9 +120,7 @@ def run(call: Call, name: str, step: Step | None = None) -> Tensor:
     batch, heads, queries, _ = call.query.shape
     if not call.query.numel() or not call.value.numel():
         return call.query.new_zeros((batch, heads, queries, call.value.shape[3]))
-    if not call.query.stride(-1) == call.key.stride(-1) == call.value.stride(-1) == 1:
-        call.query, call.key, call.value = map(side_by_side, (call.query, call.key, call.value))
-    call.sinks = side_by_side(call.sinks)
+    call = laid_side_by_side(call)
     chosen = module(name)
     if step is not None:
         return cast(SteppingModule, chosen).attend_step(call, step)
