@@ -7,8 +7,8 @@ from typer.testing import CliRunner
 import ropewalk
 from ropewalk.cli import app
 from ropewalk.cli.progress import duration, size
-from ropewalk.eval import demo
-from ropewalk.eval.demo import Fact, Reply, Result, Setup, Text, verdict
+from ropewalk.eval import hidden_facts
+from ropewalk.eval.hidden_facts import Fact, Reply, Result, Setup, Text, verdict
 from ropewalk.integrations.transformers import models, sources
 from ropewalk.integrations.transformers.generation import generate
 from ropewalk.testing.saved import save_tiny_model
@@ -54,7 +54,7 @@ def test_json(model):
     report = json.loads(result.stdout)
     assert report["map"] == ropewalk.ReRoPE(64).to_dict()
     assert (report["tokens"], report["trained_window"], report["seed"]) == (TOKENS, WINDOW, 5)
-    assert report["target_length"] == TOKENS + demo.NEW_TOKENS
+    assert report["target_length"] == TOKENS + hidden_facts.NEW_TOKENS
     assert [fact["part"] for fact in report["facts"]] == ["passkey"] + ["book"] * 4
     lengths = {fact["part"]: fact["text_tokens"] for fact in report["facts"]}
     assert WINDOW < lengths["passkey"] <= 0.75 * TOKENS
@@ -73,14 +73,14 @@ def loaded(model):
 
 
 def test_the_same_seed_hides_the_same(loaded):
-    texts = demo.texts(loaded, TOKENS, WINDOW, 1)
-    assert texts == demo.texts(loaded, TOKENS, WINDOW, 1) != demo.texts(loaded, TOKENS, WINDOW, 2)
+    texts = hidden_facts.texts(loaded, TOKENS, WINDOW, 1)
+    assert texts == hidden_facts.texts(loaded, TOKENS, WINDOW, 1) != hidden_facts.texts(loaded, TOKENS, WINDOW, 2)
     facts = [fact for text in texts for fact in text.facts]
     assert len({fact.answer for fact in facts}) == len({fact.question for fact in facts}) == 5
 
 
 def test_what_is_hidden_is_where_it_says(loaded):
-    for text in demo.texts(loaded, TOKENS, WINDOW):
+    for text in hidden_facts.texts(loaded, TOKENS, WINDOW):
         assert text.tokens == len(loaded.tokenizer(text.text)["input_ids"])
         for fact in text.facts:
             assert text.text.count(fact.needle) == 1
@@ -101,25 +101,25 @@ def text_ids(loaded, text):
 
 def test_each_text_is_read_once_and_the_model_is_as_it_was(loaded):
     setup = Setup(loaded, ropewalk.SelfExtend(8, 64), WINDOW)
-    text = demo.texts(loaded, TOKENS, WINDOW)[1]
+    text = hidden_facts.texts(loaded, TOKENS, WINDOW)[1]
     reads, shown = [], []
 
     def on_progress(variant):
         return lambda done, total: reads.append((variant, done, total))
 
-    results = demo.run(setup, text, on_progress, shown.append)
+    results = hidden_facts.run(setup, text, on_progress, shown.append)
     assert results == shown
     assert [result.fact for result in results] == list(text.facts)
     read_once = len(text_ids(loaded, text)) - 1  # the last is read with each question
-    assert reads == [(variant, done, read_once) for variant in demo.VARIANTS for done in (0, read_once)]
-    again = demo.run(setup, text, on_progress, lambda result: None)
-    for variant in demo.VARIANTS:
+    assert reads == [(variant, done, read_once) for variant in hidden_facts.VARIANTS for done in (0, read_once)]
+    again = hidden_facts.run(setup, text, on_progress, lambda result: None)
+    for variant in hidden_facts.VARIANTS:
         assert [getattr(one, variant).text for one in again] == [getattr(one, variant).text for one in results]
     assert loaded.model.config._attn_implementation != "ropewalk"
     # As one generation from the whole text would have answered.
     prompt = f"{text.text}\n\n{text.facts[0].prompt}"
     ids = loaded.tokenizer(prompt)["input_ids"]
-    whole = generate(loaded.model, loaded.tokenizer, ids, max_new_tokens=demo.NEW_TOKENS, stop="\n")
+    whole = generate(loaded.model, loaded.tokenizer, ids, max_new_tokens=hidden_facts.NEW_TOKENS, stop="\n")
     assert results[0].unmodified.text == whole.text
 
 

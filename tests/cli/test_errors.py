@@ -150,7 +150,7 @@ def test_what_extras_bring_is_not_needed_before_it_is_used():
         "import sys\n"
         "for name in ('pydantic', 'pydantic_core', 'jinja2', 'scipy', 'matplotlib', 'lm_eval', 'datasets'):\n"
         "    sys.modules[name] = None\n"
-        "import ropewalk.cli, ropewalk.eval.demo"
+        "import ropewalk.cli, ropewalk.eval.hidden_facts"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

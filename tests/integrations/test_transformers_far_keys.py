@@ -17,7 +17,7 @@ from transformers import DynamicCache
 import ropewalk
 from ropewalk.integrations.transformers import far_keys as far_keys_module
 from ropewalk.integrations.transformers.far_keys import FarKeysLayer, far_keys_cache
-from ropewalk.maps import SELF, Identity, LeakyReRoPE, ReRoPE, SelfExtend
+from ropewalk.maps import SELF, DualChunk, Identity, LeakyReRoPE, LMInfinite, ReRoPE, SelfExtend, StreamingLLM
 from ropewalk.testing import TINY_MODELS, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:a text of:UserWarning")
@@ -383,8 +383,11 @@ def test_compiled_and_back():
 @pytest.mark.parametrize(
     ("name", "position_map", "arguments", "reason"),
     [
-        ("llama", SELF(9, 0.3, 6, "distance"), {}, r"SELF\(capacity=9, rate=0.3, window=6, grouping='distance'\) has"),
-        ("llama", Identity(), {}, r"Identity\(\) moves no key"),
+        ("llama", SELF(9, 0.3, 6, "distance"), {}, r".*grouping='distance'\) turns keys in \d+ bands"),
+        ("llama", DualChunk(8, 4), {}, r"DualChunk\(chunk_size=8, window=4\) turns keys in 2 bands"),
+        ("llama", LMInfinite(2, 4), {}, r"LMInfinite\(sinks=2, window=4\) does not turn all keys"),
+        ("llama", StreamingLLM(2, 4), {}, r"StreamingLLM\(sinks=2, window=4\) turns no key"),
+        ("llama", Identity(), {}, r"Identity\(\) turns no key"),
         ("llama", MAP, {"impl": "reference"}, "impl='reference' uses none"),
     ],
 )

@@ -81,6 +81,7 @@ def test_the_generic_tests_include_a_new_map_by_themselves(with_toy):
         "tests/maps/test_relative_positions.py",
         "tests/maps/test_numbers.py",
         "tests/cli/test_explain.py",
+        "tests/ops/test_attention.py",
     ]
     options = ["-p", "no:cacheprovider", "-k", "toy", "-v", "-o", "addopts="]
     result = python(with_toy, "-m", "pytest", *options, *files)

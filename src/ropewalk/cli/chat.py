@@ -10,7 +10,7 @@ from contextlib import suppress
 import typer
 
 from ropewalk.cli import asking
-from ropewalk.cli.asking import (
+from ropewalk.cli.asking_options import (
     AllowControlTokensOption,
     ChatTemplateOption,
     ChunkOption,

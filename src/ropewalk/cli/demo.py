@@ -32,7 +32,7 @@ from ropewalk.cli.progress import duration, reading
 from ropewalk.integrations.transformers.versions import versions
 
 if TYPE_CHECKING:
-    from ropewalk.eval.demo import Part, Reply, Result, Setup, Text, Variant
+    from ropewalk.eval.hidden_facts import Part, Reply, Result, Setup, Text, Variant
 
 # Any length and window for which every map exists: a mistyped map is found before the model is loaded.
 _ANY_LENGTH, _ANY_WINDOW = 1, 8192
@@ -66,14 +66,14 @@ def command(
     source = model_options.find_model(model)
     began = perf_counter()
     with model_options.running(verbose):
-        from ropewalk.eval import demo
+        from ropewalk.eval import hidden_facts
 
         loaded = model_options.load_model(source, dtype, device, trust_remote_code, verbose)
         window = model_options.window_of(loaded, trained_window)
-        target_length = tokens + demo.NEW_TOKENS
-        setup = demo.Setup(loaded, map_options.choose(target_length, window), window, sliding_window)  # type: ignore[arg-type]
+        target_length = tokens + hidden_facts.NEW_TOKENS
+        setup = hidden_facts.Setup(loaded, map_options.choose(target_length, window), window, sliding_window)  # type: ignore[arg-type]
         try:
-            texts = demo.texts(loaded, tokens, window, seed)
+            texts = hidden_facts.texts(loaded, tokens, window, seed)
         except ValueError as error:
             raise UserError(f"--tokens: {error}") from error
         screen = _Screen(as_json)
@@ -85,9 +85,9 @@ def command(
         with screen.bars:
             for number, text in enumerate(texts, 1):
                 screen.begin(number, len(texts), text)
-                results += demo.run(setup, text, screen.read, screen.show)
+                results += hidden_facts.run(setup, text, screen.read, screen.show)
         seconds = perf_counter() - began
-        verdict = demo.verdict(results, setup)
+        verdict = hidden_facts.verdict(results, setup)
         screen.conclude(verdict, seconds)
         if as_json:
             report = _report(setup, results, tokens, target_length, seed, seconds)
@@ -169,7 +169,7 @@ def _reply(reply: Reply) -> Styled:
 def _report(
     setup: Setup, results: Sequence[Result], tokens: int, target_length: int, seed: int, seconds: float
 ) -> dict[str, Any]:
-    from ropewalk.eval import demo
+    from ropewalk.eval import hidden_facts
 
     return {
         "model": setup.loaded.source.name,
@@ -178,8 +178,8 @@ def _report(
         "target_length": target_length,
         "map": setup.position_map.to_dict(),
         "seed": seed,
-        "facts": demo.to_dict(results),
-        "right": {**demo.rights(results), "of": len(results)},
+        "facts": hidden_facts.to_dict(results),
+        "right": {**hidden_facts.rights(results), "of": len(results)},
         "seconds": round(seconds, 3),
         "device": setup.loaded.device,
         "dtype": setup.loaded.dtype,

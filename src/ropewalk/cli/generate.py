@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ropewalk.cli import asking
-from ropewalk.cli.asking import (
+from ropewalk.cli.asking import Asking
+from ropewalk.cli.asking_options import (
     AllowControlTokensOption,
-    Asking,
     ChatTemplateOption,
     ChunkOption,
     EncodingOption,

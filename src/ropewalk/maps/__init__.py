@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ropewalk.maps.base import Band, LengthError, PositionMap
+from ropewalk.maps.base import Band, LengthError, PositionMap, at_least
 from ropewalk.maps.dual_chunk import DualChunk
 from ropewalk.maps.identity import Identity
 from ropewalk.maps.infinite import Infinite
@@ -73,5 +73,6 @@ __all__ = [
     "SelfExtend",
     "SlidingWindow",
     "StreamingLLM",
+    "at_least",
     "from_dict",
 ]

@@ -20,7 +20,13 @@ from ropewalk.maps.numbers import UNBOUNDED, real, whole
 from ropewalk.maps.positions import TRUE_POSITIONS, PositionFunction
 
 # How a parameter is checked, by its type as the class writes it.
-_RULES: dict[Any, Callable[[str, object], int | float]] = {int: whole, "int": whole, float: real, "float": real}
+_RULES: dict[Any, Callable[..., int | float]] = {int: whole, "int": whole, float: real, "float": real}
+_LIMITS = "ropewalk.limits"
+
+
+def at_least(least: int) -> dict[str, Any]:
+    """Metadata of a map's parameter (`dataclasses.field`) that must be this or more."""
+    return {_LIMITS: {"at_least": least}}
 
 
 class LengthError(ValueError):
@@ -140,13 +146,13 @@ class PositionMap(ABC):
     # Whether the rule of eq. 5 is asked of it. It is a rule for maps that let far tokens share positions: only the
     # lower half of the positions is trained well enough for those.
     keeps_to_half: ClassVar[bool] = True
-    start: int = field(default=0, kw_only=True)
+    start: int = field(default=0, kw_only=True, metadata=at_least(0))
 
     def __post_init__(self) -> None:
         for parameter in dataclasses.fields(self):
             if rule := _RULES.get(parameter.type):
-                object.__setattr__(self, parameter.name, rule(parameter.name, getattr(self, parameter.name)))
-        _require(self.start >= 0, f"start must be 0 or more, got {self.start}")
+                limits = parameter.metadata.get(_LIMITS, {})
+                object.__setattr__(self, parameter.name, rule(parameter.name, getattr(self, parameter.name), **limits))
 
     @classmethod
     def examples(cls) -> list[Self]:

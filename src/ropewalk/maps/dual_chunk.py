@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
-from ropewalk.maps.base import Band, PositionMap, _require
+from ropewalk.maps.base import Band, PositionMap, _require, at_least
 from ropewalk.maps.edges import BEGINNING, PAST_QUERY, Edge
 from ropewalk.maps.positions import Constant, Cyclic
 
@@ -32,12 +32,11 @@ class DualChunk(PositionMap):
     name: ClassVar[str] = "dual-chunk"
     miniature: ClassVar[Mapping[str, Any]] = {"chunk_size": 4, "window": 2}
     keeps_to_half: ClassVar[bool] = False
-    chunk_size: int
+    chunk_size: int = field(metadata=at_least(1))
     window: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.chunk_size >= 1, f"chunk_size must be 1 or more, got {self.chunk_size}")
         _require(
             1 <= self.window <= self.chunk_size,
             f"window must be from 1 to the chunk size, {self.chunk_size}, got {self.window}",

@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
-from ropewalk.maps.base import Band, PositionMap, _require, default_window, join_equal
+from ropewalk.maps.base import Band, PositionMap, at_least, default_window, join_equal
 from ropewalk.maps.positions import TRUE_POSITIONS, PositionFunction, Scaled
 
 
@@ -24,13 +24,8 @@ class LeakyReRoPE(PositionMap):
 
     name: ClassVar[str] = "leaky-rerope"
     miniature: ClassVar[Mapping[str, Any]] = {"factor": 2, "window": 4}
-    factor: float
-    window: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(self.factor >= 1, f"factor must be 1 or more, got {self.factor}")
-        _require(self.window >= 1, f"window must be 1 or more, got {self.window}")
+    factor: float = field(metadata=at_least(1))
+    window: int = field(metadata=at_least(1))
 
     @cached_property
     def bands(self) -> tuple[Band, ...]:

@@ -26,11 +26,12 @@ def whole(name: str, value: object, at_least: int = -UNBOUNDED, at_most: int = U
     return number
 
 
-def real(name: str, value: object) -> float:
+def real(name: str, value: object, at_least: float = -math.inf) -> float:
     """`value` as a plain float, or as the int that it is.
 
     Raises:
-        ValueError: it is no number, not finite, or too large for a float; the message calls it `name`.
+        ValueError: it is no number, not finite, too large for a float or less than `at_least`; the message calls it
+            `name`.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{name} must be a number, got {value!r}")
@@ -40,4 +41,6 @@ def real(name: str, value: object) -> float:
         number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{name} must be a finite number, got {value}")
+    if number < at_least:
+        raise ValueError(f"{name} must be {at_least} or more, got {value}")
     return int(value) if isinstance(value, Integral) and abs(number) < UNBOUNDED else number

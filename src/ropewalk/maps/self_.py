@@ -3,11 +3,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self, get_args
 
-from ropewalk.maps.base import EVERYTHING, Band, PositionMap, _require, default_window, join_equal
+from ropewalk.maps.base import EVERYTHING, Band, PositionMap, _require, at_least, default_window, join_equal
 from ropewalk.maps.numbers import whole
 from ropewalk.maps.positions import Grouped, Logistic, LogisticGroups
 
@@ -36,14 +36,13 @@ class SELF(PositionMap):
     miniature: ClassVar[Mapping[str, Any]] = {"capacity": 5, "rate": 1.0, "window": 3}
     capacity: int = 33
     rate: float = 0.02
-    window: int = 1024
+    window: int = field(default=1024, metadata=at_least(1))
     grouping: Grouping = "anchored"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         whole("capacity", self.capacity, at_least=2, at_most=_LARGEST_CAPACITY)
         _require(self.rate > 0, f"rate must be more than 0, got {self.rate}")
-        _require(self.window >= 1, f"window must be 1 or more, got {self.window}")
         _require(
             self.grouping in get_args(Grouping),
             f"grouping must be one of {', '.join(get_args(Grouping))}, got {self.grouping!r}",

@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
-from ropewalk.maps.base import Band, PositionMap, _require, default_window, join_equal
+from ropewalk.maps.base import Band, PositionMap, at_least, default_window, join_equal
 from ropewalk.maps.positions import Grouped
 
 
@@ -24,13 +24,8 @@ class SelfExtend(PositionMap):
 
     name: ClassVar[str] = "selfextend"
     miniature: ClassVar[Mapping[str, Any]] = {"group_size": 2, "window": 4}
-    group_size: int
-    window: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(self.group_size >= 1, f"group_size must be 1 or more, got {self.group_size}")
-        _require(self.window >= 1, f"window must be 1 or more, got {self.window}")
+    group_size: int = field(metadata=at_least(1))
+    window: int = field(metadata=at_least(1))
 
     @cached_property
     def bands(self) -> tuple[Band, ...]:

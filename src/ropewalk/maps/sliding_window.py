@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
-from ropewalk.maps.base import Band, PositionMap, _require
+from ropewalk.maps.base import Band, PositionMap, at_least
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,7 @@ class SlidingWindow(PositionMap):
     name: ClassVar[str] = "sliding-window"
     miniature: ClassVar[Mapping[str, Any]] = {"window": 4}
     keeps_to_half: ClassVar[bool] = False
-    window: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(self.window >= 1, f"window must be 1 or more, got {self.window}")
+    window: int = field(metadata=at_least(1))
 
     @cached_property
     def bands(self) -> tuple[Band, ...]:

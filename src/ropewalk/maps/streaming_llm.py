@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
-from ropewalk.maps.base import Band, PositionMap, _require
+from ropewalk.maps.base import Band, PositionMap, at_least
 from ropewalk.maps.edges import BEGINNING, PAST_QUERY, Edge
 from ropewalk.maps.positions import Capped
 
@@ -32,13 +32,8 @@ class StreamingLLM(PositionMap):
     name: ClassVar[str] = "streaming-llm"
     miniature: ClassVar[Mapping[str, Any]] = {"sinks": 2, "window": 4}
     keeps_to_half: ClassVar[bool] = False
-    sinks: int
-    window: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(self.sinks >= 0, f"sinks must be 0 or more, got {self.sinks}")
-        _require(self.window >= 1, f"window must be 1 or more, got {self.window}")
+    sinks: int = field(metadata=at_least(0))
+    window: int = field(metadata=at_least(1))
 
     @cached_property
     def bands(self) -> tuple[Band, ...]:

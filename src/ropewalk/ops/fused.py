@@ -160,7 +160,7 @@ def _passes(bands: tuple[Band, ...], keys: int) -> tuple[list[tuple[Band, Band |
     key share a pass; each other one that is not narrow has its own."""
     nearest, *farther = (band for band in bands if band.high(keys - 1) > 0)
     far = farther.pop() if farther and farther[-1].low.is_beginning else None
-    strips = [band for band in farther if kernel("narrow_keys").is_narrow(band)]
+    strips = [band for band in farther if kernel("narrow_keys").takes(band)]
     others = [(band, None) for band in farther if band not in strips]
     return [(nearest, far), *others], strips
 

@@ -15,7 +15,7 @@ from ropewalk.maps.positions import Constant, Grouped
 from ropewalk.ops import Rotary
 from ropewalk.ops.rotary import rerotated
 from ropewalk.ops.triton import narrow_keys
-from ropewalk.ops.triton.narrow_keys import Narrow, is_narrow, prepare, rerotated_keys, width
+from ropewalk.ops.triton.narrow_keys import Narrow, prepare, rerotated_keys, takes, width
 
 BANDS = (
     Band.at_distances(5, 9, Grouped(2, 3), Grouped(2)),
@@ -31,10 +31,10 @@ def narrow_of(queries, keys, bands=BANDS, rotary=None, batch=1, head_dim=16):
 
 
 def test_which_bands_are_narrow():
-    assert all(map(is_narrow, BANDS))
+    assert all(map(takes, BANDS))
     *ended, far = SELF(9, 0.3, 6, "distance").bands
-    assert all(map(is_narrow, ended))
-    assert not is_narrow(far)
+    assert all(map(takes, ended))
+    assert not takes(far)
     for band in (
         *DualChunk(6, 4).bands,
         SelfExtend(3, 8).bands[1],
@@ -43,7 +43,7 @@ def test_which_bands_are_narrow():
         Band(Edge(9), Edge(4, 3)),
         Band(BEGINNING, PAST_QUERY),
     ):
-        assert not is_narrow(band)
+        assert not takes(band)
 
 
 def test_there_may_be_nothing_to_do():

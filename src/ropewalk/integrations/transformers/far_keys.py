@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ropewalk.integrations.transformers.plan import PLAN, LayerPlan
 from ropewalk.maps import PositionMap
+from ropewalk.maps.positions import TRUE_POSITIONS
 from ropewalk.ops import Layout, Rotary
 from ropewalk.ops.rotary import far_band, rerotated
 
@@ -56,9 +57,11 @@ def far_keys_cache(model: PreTrainedModel) -> DynamicCache:
 
 def _unsupported(model: PreTrainedModel, plan: LayerPlan) -> str:
     """Why the far keys of a layer cannot be kept; empty if they can."""
+    turned = sum(band.key_positions != TRUE_POSITIONS for band in plan.position_map.bands)
+    if turned != 1:
+        return f"{plan.position_map} turns keys in {turned} bands" if turned else f"{plan.position_map} turns no key"
     if far_band(plan.position_map) is None:
-        bands = len(plan.position_map.bands)
-        return f"{plan.position_map} has {bands} bands" if bands > 2 else f"{plan.position_map} moves no key"
+        return f"{plan.position_map} does not turn all keys from the first to some distance from the query"
     if plan.impl == "reference":
         return "impl='reference' uses none"
     if model.device.type != "cpu":

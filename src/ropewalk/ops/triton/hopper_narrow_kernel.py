@@ -8,8 +8,6 @@ re-rotated keys of one band, while the third re-rotates the queries for the next
 
 from __future__ import annotations
 
-import math
-
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -29,9 +27,15 @@ from ropewalk.ops.triton.hopper_prefill_kernel import (
     thread_sums,
     weights,
 )
-from ropewalk.ops.triton.primitives import COLUMNS, ROUNDER, TURNS_A_RADIAN, TWO_PI_HIGH, TWO_PI_LOW, TWO_PI_MIDDLE
-
-_LOG2_E = gl.constexpr(math.log2(math.e))
+from ropewalk.ops.triton.primitives import (
+    COLUMNS,
+    LOG2_E,
+    ROUNDER,
+    TURNS_A_RADIAN,
+    TWO_PI_HIGH,
+    TWO_PI_LOW,
+    TWO_PI_MIDDLE,
+)
 
 # Columns of the table of tiles, int32: 0 where a tile's keys begin, counted from the program's first position; 1, 2
 # first and stop distance of its band; 3 the band's number; 4 the largest of column 0 from this tile on; 5 what leads
@@ -260,7 +264,7 @@ def _consume(
     # The softmax goes on where the main pass stopped: as if one key with the value `output` had had the score `lse`.
     own_group = group + r // POSITIONS
     pointers = sizes + (key_head * groups + own_group).to(gl.int64) * lse_head + (query + row).to(gl.int64) * lse_token
-    m = gl.load(pointers, mask=(own_group < groups) & (query + row < queries), other=0.0) * _LOG2_E
+    m = gl.load(pointers, mask=(own_group < groups) & (query + row < queries), other=0.0) * LOG2_E
     l = thread_sums(gl.zeros([ROWS, KEYS], gl.float32, S_LAYOUT))
     # Four threads share a row; one of them counts the key.
     known = gl.convert_layout(gl.where(m == float("-inf"), 0.0, 1.0), gl.SliceLayout(1, l.type.layout))[:, None]

@@ -22,9 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-# Farther than any key.
-_NO_END = gl.constexpr(2**31 - 1)
-_LN_2 = gl.constexpr(0.6931471805599453)
+from ropewalk.ops.triton.primitives import LN_2, NO_END
 
 # Named barriers of the hardware, of which there are 16. Triton takes the first ones, one for each part of the kernel.
 _FREE = gl.constexpr(5)  # and the following: one a slot of keys, then one a slot of values
@@ -73,7 +71,7 @@ def _edge(token, numbers, DIAGONAL: gl.constexpr):
 def _limits(row, is_far, near_low, near_high, far_high, DIAGONAL: gl.constexpr):
     """First key and end of what rows see through one band."""
     if DIAGONAL:
-        low = _edge(row, (gl.where(is_far, _NO_END, near_low[0]), 1, 1), True)
+        low = _edge(row, (gl.where(is_far, NO_END, near_low[0]), 1, 1), True)
         high = _edge(row, (gl.where(is_far, far_high[0], near_high[0]), 1, 1), True)
     else:
         low = gl.where(is_far, 0, _edge(row, near_low, False))
@@ -357,7 +355,7 @@ def _consume(
     tma.async_copy_shared_to_global(out_desc, [b, h, own, 0], staged)
     if lse is not None:
         r = own + gl.arange(0, ROWS, gl.SliceLayout(1, S_LAYOUT))
-        gl.store(lse + (b * heads + h).to(gl.int64) * queries + r, (m + gl.log2(total)) * _LN_2, mask=r < queries)
+        gl.store(lse + (b * heads + h).to(gl.int64) * queries + r, (m + gl.log2(total)) * LN_2, mask=r < queries)
     tma.store_wait(0)
 
 

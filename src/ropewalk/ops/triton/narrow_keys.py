@@ -42,7 +42,7 @@ class Narrow:
             a multiple of 8 up to 256.
         key, value: (batch, key heads, keys, head_dim), same dtype; slot n holds the token at true position n, and
             heads is a multiple of key heads.
-        bands: what is added, each such that `is_narrow`.
+        bands: what is added, each such that `takes`.
         rotary: of the model.
         output: shaped as query, same dtype: attention over the other bands. Written in place.
         lse: float32, (batch, heads, queries), natural logarithm of its softmax's denominator, sinks included; -inf
@@ -62,8 +62,8 @@ class Narrow:
     softcap: float | None = None
 
 
-def is_narrow(band: Band) -> bool:
-    """Whether a band is a diagonal strip that ends before the first key, of groups of tokens."""
+def takes(band: Band) -> bool:
+    """Whether a band can be added so: a narrow one of groups of tokens."""
     return band.is_narrow and all(isinstance(function, Grouped) for function in band.functions)
 
 

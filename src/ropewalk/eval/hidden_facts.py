@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: facts hidden in texts past a model's training window, asked of the model as it is and extended.
+"""Facts hidden in texts past a model's training window, asked of the model as it is and extended.
 
 Each text is read once by either, and then asked for all that is hidden in it. No output here: `ropewalk.cli.demo` shows
 what these functions return.
