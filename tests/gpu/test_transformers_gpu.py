@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -123,3 +124,28 @@ def test_left_padded_batch_equals_its_rows_alone():
         both = model(ids, attention_mask=mask, position_ids=positions).logits
         alone = model(ids[:1, 25:]).logits
     torch.testing.assert_close(both[:1, 25:], alone, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("position_map", [ropewalk.SelfExtend(4, 8), ropewalk.SELF(9, 0.3, 6, "distance")], ids=str)
+def test_threads_share_a_model(model, position_map):
+    """Each thread reads and decodes on a stream of its own; tables of a length that is new to all are made once."""
+    texts = [torch.randint(3, 90, (1, 40 + 37 * i), device="cuda") for i in range(8)]
+
+    def read(ids):
+        with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
+            cache = DynamicCache(config=model.config)
+            model(ids[:, :-2], past_key_values=cache)
+            parts = [
+                model(ids[:, -2:-1], past_key_values=cache).logits,
+                model(ids[:, -1:], past_key_values=cache).logits,
+            ]
+            torch.cuda.current_stream().synchronize()
+            return torch.cat(parts, dim=1)
+
+    with ropewalk.extend(model, position_map), ThreadPoolExecutor(8) as pool:
+        torch.cuda.synchronize()
+        together = list(pool.map(read, texts * 12))
+    with ropewalk.extend(model, position_map):
+        alone = [read(ids) for ids in texts]
+    for found, expected in zip(together, alone * 12, strict=True):
+        assert torch.equal(found, expected)
