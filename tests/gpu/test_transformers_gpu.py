@@ -142,10 +142,10 @@ def test_threads_share_a_model(model, position_map):
             torch.cuda.current_stream().synchronize()
             return torch.cat(parts, dim=1)
 
-    with ropewalk.extend(model, position_map), ThreadPoolExecutor(8) as pool:
+    with ropewalk.extend(model, position_map, trained_window=2048), ThreadPoolExecutor(8) as pool:
         torch.cuda.synchronize()
         together = list(pool.map(read, texts * 12))
-    with ropewalk.extend(model, position_map):
+    with ropewalk.extend(model, position_map, trained_window=2048):
         alone = [read(ids) for ids in texts]
     for found, expected in zip(together, alone * 12, strict=True):
         assert torch.equal(found, expected)
