@@ -15,7 +15,7 @@ from ropewalk.maps.positions import Constant, Grouped
 from ropewalk.ops import Rotary
 from ropewalk.ops.rotary import rerotated
 from ropewalk.ops.triton import narrow_keys
-from ropewalk.ops.triton.narrow_keys import Narrow, prepare, rerotated_keys, takes, width
+from ropewalk.ops.triton.narrow_keys import Narrow, in_parts, prepare, takes, width
 
 BANDS = (
     Band.at_distances(5, 9, Grouped(2, 3), Grouped(2)),
@@ -62,7 +62,8 @@ def test_every_key_is_where_its_slot_says(chunk, queries, keys):
     work = prepare(narrow)
     expected = [rerotated(narrow.key, band.key_positions, 0, narrow.rotary) for band in work.bands]
     covered = []
-    for part in rerotated_keys(narrow.key, work, narrow.rotary, chunk):
+    for part in in_parts(narrow.key, work, narrow.rotary, chunk):
+        part.write_keys()
         covered += range(part.begin, part.end)
         band_slot = 0
         for band, view in zip(work.bands, expected, strict=True):
@@ -80,15 +81,15 @@ def test_rows_share_memory(monkeypatch):
     """Where the keys of all rows would take too much, a few rows' at a time, in the same place."""
     monkeypatch.setattr(narrow_keys, "_VIEW_BYTES", 1)
     narrow = narrow_of(10, 60, batch=3)
-    parts = list(rerotated_keys(narrow.key, prepare(narrow), narrow.rotary, None))
+    parts = list(in_parts(narrow.key, prepare(narrow), narrow.rotary, None))
     assert [part.rows for part in parts] == [slice(0, 1), slice(1, 2), slice(2, 3)]
     assert len({part.keys.data_ptr() for part in parts}) == 1
 
 
 def test_without_rotary_nothing_is_rerotated():
     narrow = narrow_of(10, 60, rotary=Rotary.none())
-    [part] = rerotated_keys(narrow.key, prepare(narrow), narrow.rotary, None)
-    assert part.keys.numel() == 0
+    [part] = in_parts(narrow.key, prepare(narrow), narrow.rotary, None)
+    assert (part.write_keys, part.keys.numel()) == (None, 0)
     assert (part.begin, part.end) == (50, 60)
 
 

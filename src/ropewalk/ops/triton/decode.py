@@ -32,9 +32,9 @@ from ropewalk.ops.triton.launch import Launch, multiples_of_16
 from ropewalk.ops.triton.primitives import (
     COLUMNS,
     INTERPRETED,
-    LOG2_E,
     NO_END,
     band_keys,
+    in_powers_of_2,
     load_pairs,
     load_rest,
     load_sink,
@@ -103,7 +103,6 @@ def attend(call: Call, step: Step, config: Config | None = None) -> Tensor:
     splits = min(plan.splits, -(-slots // plan.block_keys))
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     partials = torch.empty(batch * heads * splits * (head_dim + 1), dtype=torch.float32, device=query.device)
-    scale, cap = call.scale * LOG2_E.value, call.softcap
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
         plan.attend[splits, key_heads, batch](
             query,
@@ -115,9 +114,7 @@ def attend(call: Call, step: Step, config: Config | None = None) -> Tensor:
             step.first_slots,
             slots,
             *plan.numbers,
-            scale if cap is None else 1.0,
-            0.0 if cap is None else 2 * scale / cap,
-            0.0 if cap is None else cap * LOG2_E.value,
+            *in_powers_of_2(call.scale, call.softcap),
             *strides,
             *plan.attend.constants,
         )

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,7 +15,8 @@ from ropewalk.maps import Band
 from ropewalk.ops.triton import hopper_narrow_kernel
 from ropewalk.ops.triton.hopper_prefill import can_be_described, descriptor
 from ropewalk.ops.triton.launch import Launch
-from ropewalk.ops.triton.narrow_keys import Narrow, prepare, rerotated_keys, width
+from ropewalk.ops.triton.narrow_keys import Narrow, in_parts, prepare, width
+from ropewalk.ops.triton.primitives import LOG2_E
 from ropewalk.ops.triton.tuned import tuned
 
 _HEAD_DIMS = (64, 128)
@@ -92,7 +92,7 @@ def attend(narrow: Narrow, chunk: int | None = None, config: HopperNarrowConfig 
         lambda _: Launch(hopper_narrow_kernel.narrow, constants, {"num_warps": 4}),
     )
     # Whole programs, for what a program writes ends nowhere but at the last query.
-    for part in rerotated_keys(key, work, rotary, chunk, multiple=positions):
+    for part in in_parts(key, work, rotary, chunk, multiple=positions):
         here = part.rows
         grid = (
             triton.cdiv(part.end - part.begin, positions),
@@ -100,6 +100,8 @@ def attend(narrow: Narrow, chunk: int | None = None, config: HopperNarrowConfig 
             query[here].shape[0],
         )
         with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
+            if part.write_keys is not None:
+                part.write_keys()
             launch[grid](
                 _grouped(query[here], key_heads, together),
                 descriptor(part.keys, config.keys),
@@ -115,7 +117,7 @@ def attend(narrow: Narrow, chunk: int | None = None, config: HopperNarrowConfig 
                 part.chunk,
                 tiles.shape[0] - 1,
                 groups,
-                narrow.scale * math.log2(math.e),
+                narrow.scale * LOG2_E.value,
                 *lse.stride(),
                 *launch.constants,
             )

@@ -21,10 +21,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ropewalk.ops.triton.launch import Launch, multiples_of_16
-from ropewalk.ops.triton.narrow_keys import Narrow, narrow_keys, prepare, rerotated_keys, rotation
+from ropewalk.ops.triton.narrow_keys import Narrow, in_parts, narrow_keys, prepare, rotation
 from ropewalk.ops.triton.primitives import (
     COLUMNS,
     LOG2_E,
+    in_powers_of_2,
     load_pairs,
     load_rest,
     rerotate,
@@ -73,8 +74,7 @@ def attend(narrow: Narrow, chunk: int | None = None, config: NarrowConfig | None
     together = min(int(triton.next_power_of_2(groups)), config.block_rows)
     positions, head_blocks = config.block_rows // together, key_heads * triton.cdiv(groups, together)
     strides = [stride for x in (query, key, value, output) for stride in x.stride()[:3]]
-    scale, cap = narrow.scale * LOG2_E.value, narrow.softcap
-    for part in rerotated_keys(key, work, narrow.rotary, chunk):
+    for part in in_parts(key, work, narrow.rotary, chunk):
         tensors = [x[part.rows] for x in (query, key, value)]
         written = [x[part.rows] for x in (output, lse)]
         kinds = tuple(x.data_ptr() % 16 == 0 for x in (*tensors, *written))
@@ -85,7 +85,7 @@ def attend(narrow: Narrow, chunk: int | None = None, config: NarrowConfig | None
             "block_positions": positions,
             "block_keys": config.block_keys,
             "stages": config.stages,
-            "has_softcap": cap is not None,
+            "has_softcap": narrow.softcap is not None,
             "aligned": multiples_of_16(strides),
         }
         launch = narrow.rotary.tables.get(
@@ -94,6 +94,8 @@ def attend(narrow: Narrow, chunk: int | None = None, config: NarrowConfig | None
         )
         grid = (triton.cdiv(part.end - part.begin, positions), head_blocks, tensors[0].shape[0])
         with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
+            if part.write_keys is not None:
+                part.write_keys()
             launch[grid](
                 *tensors,
                 part.keys,
@@ -107,9 +109,7 @@ def attend(narrow: Narrow, chunk: int | None = None, config: NarrowConfig | None
                 part.keys.shape[2],
                 len(work.bands),
                 groups,
-                scale if cap is None else 1.0,
-                0.0 if cap is None else 2 * scale / cap,
-                0.0 if cap is None else cap * LOG2_E.value,
+                *in_powers_of_2(narrow.scale, narrow.softcap),
                 *strides,
                 *lse.stride(),
                 *launch.constants,

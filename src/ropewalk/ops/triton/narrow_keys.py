@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -99,6 +100,7 @@ class Part:
         rows: of the batch.
         keys: (rows, key heads, slots, 2 * pairs), the first dimension of every pair, then the second; see `narrow_keys`
             for the slots, of which there are so many as a part of `chunk` queries needs.
+        write_keys: launches what writes `keys`, on the current device; None where there is nothing to re-rotate.
     """
 
     rows: slice
@@ -106,6 +108,7 @@ class Part:
     end: int
     chunk: int
     keys: Tensor
+    write_keys: Callable[[], object] | None
 
 
 def width(band: Band) -> int:
@@ -138,10 +141,9 @@ def prepare(narrow: Narrow) -> Work | None:
     )
 
 
-def rerotated_keys(key: Tensor, work: Work, rotary: Rotary, chunk: int | None, multiple: int = 1) -> Iterator[Part]:
-    """The queries of a call in parts of `chunk`, rounded up to a multiple, each with the keys it sees, re-rotated.
-
-    The next part's keys take the place of the last one's.
+def in_parts(key: Tensor, work: Work, rotary: Rotary, chunk: int | None, multiple: int = 1) -> Iterator[Part]:
+    """The queries of a call in parts of `chunk`, rounded up to a multiple, each with room for the keys it sees,
+    re-rotated. The next part's keys take the place of the last one's.
     """
     batch, key_heads, keys = key.shape[:3]
     pairs, widths = rotary.pairs, work.widths
@@ -163,25 +165,24 @@ def rerotated_keys(key: Tensor, work: Work, rotary: Rotary, chunk: int | None, m
         for begin in range(work.first, keys, chunk):
             end = min(begin + chunk, keys)
             first_key = max(begin - reach, 0)
-            if pairs:
-                grid = (triton.cdiv(end - nearest - first_key, block_tokens), key_heads, here.stop - here.start)
-                launch = _launch(rotary, key, views, block_tokens)
-                with torch.cuda.device_of(key):  # type: ignore[no-untyped-call]
-                    launch[grid](
-                        key[here],
-                        views,
-                        work.table.bands,
-                        work.frequencies,
-                        first_key,
-                        begin,
-                        end,
-                        chunk,
-                        slots,
-                        len(work.bands),
-                        *key.stride()[:3],
-                        *launch.constants,
-                    )
-            yield Part(here, begin, end, chunk, views)
+            launch = _launch(rotary, key, views, block_tokens)
+            grid = (triton.cdiv(end - nearest - first_key, block_tokens), key_heads, here.stop - here.start)
+            write_keys = partial(
+                launch[grid],
+                key[here],
+                views,
+                work.table.bands,
+                work.frequencies,
+                first_key,
+                begin,
+                end,
+                chunk,
+                slots,
+                len(work.bands),
+                *key.stride()[:3],
+                *launch.constants,
+            )
+            yield Part(here, begin, end, chunk, views, write_keys if pairs else None)
 
 
 def _chunk(bands: int, widths: int, slot_bytes: int) -> int:

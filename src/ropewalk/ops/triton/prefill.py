@@ -26,8 +26,8 @@ from ropewalk.ops.triton.banded import Banded
 from ropewalk.ops.triton.launch import Launch, multiples_of_16
 from ropewalk.ops.triton.primitives import (
     LN_2,
-    LOG2_E,
     edge,
+    in_powers_of_2,
     load_sink,
     softcapped,
     softmax_step,
@@ -113,8 +113,6 @@ def attend(banded: Banded, config: PrefillConfig | None = None) -> tuple[Tensor,
     )
     tiles = -(-queries // config.block_queries)
     read = keys * head_dim * key.element_size() * (3 if has_far else 2)
-    scale = banded.scale * LOG2_E.value
-    cap = banded.softcap
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
         launch[tiles * batch * heads, 1, 1](
             *tensors,
@@ -122,9 +120,7 @@ def attend(banded: Banded, config: PrefillConfig | None = None) -> tuple[Tensor,
             output,
             lse,
             *strides,
-            scale if cap is None else 1.0,
-            0.0 if cap is None else 2 * scale / cap,
-            0.0 if cap is None else cap * LOG2_E.value,
+            *in_powers_of_2(banded.scale, banded.softcap),
             batch * heads,
             heads,
             heads // key_heads,

@@ -77,6 +77,12 @@ def mapped(
     return found
 
 
+def in_powers_of_2(scale: float, softcap: float | None) -> tuple[float, float, float]:
+    """What kernels read for a scale and a softcap: `scale`, 1 where `softcapped` scales, and that one's two others."""
+    scale = scale * LOG2_E.value
+    return (scale, 0.0, 0.0) if softcap is None else (1.0, 2 * scale / softcap, softcap * LOG2_E.value)
+
+
 @triton.jit
 def softcapped(scores: tl.tensor, cap: float, cap_scale: float) -> tl.tensor:
     """`cap * tanh(scores * scale / softcap)`, in a form that neither overflows nor subtracts infinities.
