@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention under a map written down from its definition, as an attention function for transformers.
 
-It takes from the library the matrix of relative positions and nothing else: queries and keys are turned back by the
-model's own frequencies, as complex numbers in float64, and every pair is turned by its relative position. Which pairs
-attend is transformers' own mask, without those that the map hides.
+It takes from the library the matrix of relative positions and nothing else, but for frequencies that do not change with
+the length: queries and keys are turned back by the model's own frequencies, as complex numbers in float64, and every
+pair is turned by its relative position. Which pairs attend is transformers' own mask, without those that the map hides.
 """
 
 from contextlib import contextmanager
@@ -12,7 +12,9 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-INTERLEAVED = ("cohere", "glm")
+from ropewalk.integrations.transformers.rope_scaling import fixed_frequencies
+
+INTERLEAVED = ("cohere", "glm", "llama4")
 # First rotated dimension of a head, where it is not 0.
 FIRST_ROTATED = {"deepseek-v3": 8}
 
@@ -25,7 +27,10 @@ def naive_attention(model, name, position_map, extend_sliding=False, query_facto
         query, key, value = (x.double() for x in (query, key, value))
         length, groups = query.shape[2], query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-        if (sliding_window is None or extend_sliding) and getattr(module, "use_rope", True):
+        chunked = "chunked" in str(
+            getattr(module.config, "layer_types", None) and module.config.layer_types[module.layer_idx]
+        )
+        if (sliding_window is None or extend_sliding) and getattr(module, "use_rope", True) and not chunked:
             if query_factors is not None:
                 query = query * query_factors[:, None]
             frequencies = _frequencies(model, module).double()
@@ -61,7 +66,8 @@ def naive_attention(model, name, position_map, extend_sliding=False, query_facto
     try:
         if extend_sliding and window is not None:
             model.config.sliding_window = 1 << 40
-        yield
+        with fixed_frequencies(model, model.config.max_position_embeddings):
+            yield
     finally:
         if extend_sliding and window is not None:
             model.config.sliding_window = window

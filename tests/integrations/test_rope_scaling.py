@@ -10,8 +10,9 @@ from transformers import DynamicCache
 
 import ropewalk
 from ropewalk.integrations.transformers import scoring
+from ropewalk.integrations.transformers.frequencies import changes_with_length
 from ropewalk.integrations.transformers.generation import generate
-from ropewalk.integrations.transformers.rope_scaling import changes_with_length, fixed_frequencies, scaled
+from ropewalk.integrations.transformers.rope_scaling import fixed_frequencies, scaled
 from ropewalk.testing import TINY_MODELS, tiny_model
 from ropewalk.testing.saved import tiny_tokenizer
 
@@ -23,6 +24,7 @@ REFUSED = {
     "smollm3": r"1 of 4 layers of SmolLM3ForCausalLM have no rotary embedding, such as model.layers.3.self_attn",
     "llama-yarn": "its rope_type is 'yarn', and only 'default' ones",
     "llama-dynamic": "its rope_type is 'dynamic'",
+    "phi3-longrope": "its rope_type is 'longrope'",
     "gpt2": "no rotary embedding",
     "t5": "encoder-decoder",
 }
@@ -231,10 +233,10 @@ def test_unmodified_models_that_change_with_the_length(name):
 
 @pytest.mark.filterwarnings("ignore:a text of")
 def test_an_extended_model_is_left_alone():
-    """It reaches no further than its frequencies stay the same, and is watched so that they do."""
+    """Its frequencies are held already, and watched."""
     model, ids = tiny_model("llama-dynamic"), text(60)
-    module = rotary(model)
     with ropewalk.extend(model, ropewalk.SelfExtend(3, 8), trained_window=15) as extension:
+        module = rotary(model)
         assert extension.max_length == 27
         with fixed_frequencies(model, 27):
             assert rotary(model) is module

@@ -12,6 +12,7 @@ from transformers import DynamicCache, StaticCache
 
 import ropewalk
 from ropewalk import SELF, Identity, LeakyReRoPE, ReRoPE, SelfExtend
+from ropewalk.integrations.transformers.rope_scaling import fixed_frequencies
 from ropewalk.maps import MAPS
 from ropewalk.testing import TINY_MODELS, example_maps, tiny_model
 
@@ -26,9 +27,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:a text of:UserWarning")
 
 
 def unmodified(name, ids):
-    """Logits of the model as it is; where windows must be disabled, of the model made without one."""
+    """Logits of the model as it is; where windows must be disabled, of the model made without one; where frequencies
+    change with the length, with those of the trained window."""
     changes = {"sliding_window": None} if TINY_MODELS[name].disable_window else {}
-    return logits(tiny_model(name, **changes) if changes else shared(name), ids)
+    model = tiny_model(name, **changes) if changes else shared(name)
+    with fixed_frequencies(model, model.config.max_position_embeddings):
+        return logits(model, ids)
 
 
 @over_models

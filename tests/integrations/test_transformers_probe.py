@@ -41,7 +41,7 @@ def test_an_extension_of_no_layer_is_refused(name):
     model, ids = NOTHING_TO_EXTEND[name].build(64), text(60)
     before, plain = fingerprint(model), logits(model, ids)
     for more in ({"position_map": MAP}, {"target_length": 100}):
-        with pytest.raises(UnsupportedModelError, match=r"\(24 tokens\), so there .* sliding_window='disable' turns"):
+        with pytest.raises(UnsupportedModelError, match=r"of 24 tokens, so there .* sliding_window='disable' turns"):
             ropewalk.extend(model, **more)
         assert_same(before, fingerprint(model))
     # The advice is right.
@@ -54,17 +54,29 @@ def test_an_extension_of_no_layer_is_refused(name):
     assert torch.equal(logits(model, ids), plain)
 
 
-def dynamic(original, **changes):
-    """Frequencies that change with a text longer than `original`."""
-    parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
-    return tiny_model("llama", original, rope_parameters=parameters, **changes)
+class _Changing(torch.nn.Module):
+    """A rotary embedding whose frequencies change with a text longer than `original`, and that does not say so."""
+
+    def __init__(self, own, original):
+        super().__init__()
+        self.own, self.original = own, original
+        self.register_buffer("inv_freq", own.inv_freq)
+
+    def forward(self, x, position_ids):
+        return self.own(x, position_ids if position_ids.max() < self.original else position_ids * 0.9)
+
+
+def changing(original):
+    model = tiny_model("llama", original)
+    model.model.rotary_emb = _Changing(model.model.rotary_emb, original)
+    return model
 
 
 @pytest.mark.parametrize("window", [8, 16])
 @pytest.mark.parametrize("original", [64, 100, 1000, 5000])
 def test_a_model_is_measured_as_far_as_the_map_reaches(window, original):
     """Four times the trained window is before `original`, and all of it is unless the map ends there."""
-    model = dynamic(original)
+    model = changing(original)
     for group in (2, 16, 100, 1000):
         position_map = SelfExtend(group, window // 2)
         reach = position_map.max_length(window)
@@ -92,21 +104,25 @@ def test_a_model_is_measured_as_far_as_the_map_reaches(window, original):
 def test_maps_without_an_end_are_measured_far(position_map, more):
     assert more or math.isinf(position_map.max_length(8))
     with pytest.raises(UnsupportedModelError, match="cached keys cannot be re-rotated"):
-        ropewalk.extend(dynamic(100_000), position_map, trained_window=8, **more)
+        ropewalk.extend(changing(100_000), position_map, trained_window=8, **more)
     with ropewalk.extend(tiny_model("llama"), position_map, trained_window=8, **more):
         pass
 
 
-def test_long_factors_at_the_end_of_the_reach():
-    """LongRoPE, whose long factors begin past 4 times the trained window that was given."""
+@pytest.mark.parametrize(("trained_window", "factor"), [(150, 1.0), (800, 4.0)])
+def test_longrope_is_held_at_the_trained_window(trained_window, factor):
+    """Whichever factors a text of the trained window has are those of every token."""
     factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "original_max_position_embeddings": 200}
-    parameters = {"rope_type": "longrope", "rope_theta": 1e4, **factors}
+    parameters = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, **factors}
     options = {"max_position_embeddings": 800, "original_max_position_embeddings": 200, "rope_parameters": parameters}
-    model = TinyModel("Phi3Config", options).build(800)
-    with ropewalk.extend(model, SelfExtend(3, 16), trained_window=32):
-        pass
-    with pytest.raises(UnsupportedModelError, match="rotates differently past position 31"):
-        ropewalk.extend(model, SelfExtend(30, 16), trained_window=32)
+    model, ids = TinyModel("Phi3Config", options).build(800), text(300)
+    before = fingerprint(model)
+    with ropewalk.extend(model, SelfExtend(3, 16), trained_window=trained_window) as extension:
+        assert f"periods from {2 * math.pi * factor:.3g} to" in str(extension)
+        whole = logits(model, ids)
+        assert_close(in_chunks(model, ids, (150, 1, 49)), whole, **CLOSE)
+        assert_close(logits(model, ids[:, :20]), whole[:, :20], **CLOSE)
+    assert_same(before, fingerprint(model))
 
 
 GEMMA4 = {

@@ -17,7 +17,7 @@ from ropewalk.testing import tiny_model
 
 OURS = str(Path(integration.__file__).parent)
 # What puts things back cannot be asked to survive its own failure.
-UNDOING = {"Changes.undo", "Extension._detach", "_put_back", "_probing"}
+UNDOING = {"Changes.undo", "_undo", "_put_back", "_probing"}
 
 
 class Injected(Exception):

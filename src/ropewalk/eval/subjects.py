@@ -117,7 +117,7 @@ class Model:
     @property
     def _rows(self) -> int:
         """Where frequencies change with the length, each text has its own."""
-        from ropewalk.integrations.transformers.rope_scaling import changes_with_length
+        from ropewalk.integrations.transformers.frequencies import changes_with_length
 
         return 1 if any(map(changes_with_length, self.loaded.model.modules())) else self.batch_size
 

@@ -151,14 +151,14 @@ class Rotary:
         step = _TOKENS_ROTATED if x.device.type == "cpu" else max(x.shape[-2], 1)
         for begin in range(0, x.shape[-2], step):
             tokens = slice(begin, begin + step)
-            first, second = self._halves(x[..., tokens, :])
+            first, second = self.halves(x[..., tokens, :])
             c, s = cosine[..., tokens, :], sine[..., tokens, :]
             # A view taken anew for each assignment is what lets gradients through.
-            self._halves(rotated[..., tokens, :])[0].copy_(first * c - second * s)
-            self._halves(rotated[..., tokens, :])[1].copy_(second * c + first * s)
+            self.halves(rotated[..., tokens, :])[0].copy_(first * c - second * s)
+            self.halves(rotated[..., tokens, :])[1].copy_(second * c + first * s)
         return rotated
 
-    def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Views of the two dimensions of every pair, each (..., pairs)."""
         x = x[..., self.offset : self.offset + self.dim]
         if self.interleaved:

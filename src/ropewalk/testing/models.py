@@ -97,6 +97,35 @@ TINY_MODELS: dict[str, TinyModel] = {
     "glm": TinyModel("GlmConfig", {"head_dim": 16}),
     "diffllama": TinyModel("DiffLlamaConfig"),  # each module attends twice
     "smollm3": TinyModel("SmolLM3Config", {"num_hidden_layers": 4}),
+    "llama-dynamic": TinyModel(
+        "LlamaConfig",
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}},
+    ),
+    "phi3-longrope": TinyModel(
+        "Phi3Config",
+        {
+            "max_position_embeddings": 256,
+            "original_max_position_embeddings": 64,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10_000.0,
+                "short_factor": [1.0] * 8,
+                "long_factor": [4.0] * 8,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
+    "llama4": TinyModel(
+        "Llama4TextConfig",
+        {
+            "head_dim": 16,
+            "attention_chunk_size": 16,
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "intermediate_size_mlp": 64,
+            "layer_types": ["chunked_attention", "full_attention"],
+        },
+    ),
     "gpt-oss": TinyModel(
         "GptOssConfig",
         {
@@ -133,38 +162,6 @@ REFUSED_MODELS: dict[str, TinyModel] = {
     "falcon": TinyModel("FalconConfig", {"alibi": False}, refused="AttentionInterface"),
     "falcon-alibi": TinyModel("FalconConfig", {"alibi": True}, refused="AttentionInterface"),
     "gptj": TinyModel("GPTJConfig", {"rotary_dim": 8}, refused="no rotary embedding"),
-    "llama-dynamic": TinyModel(
-        "LlamaConfig",
-        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}},
-        refused="change with the length",
-    ),
-    "phi3-longrope": TinyModel(
-        "Phi3Config",
-        {
-            "max_position_embeddings": 256,
-            "original_max_position_embeddings": 64,
-            "rope_parameters": {
-                "rope_type": "longrope",
-                "rope_theta": 10_000.0,
-                "short_factor": [1.0] * 8,
-                "long_factor": [4.0] * 8,
-                "original_max_position_embeddings": 64,
-            },
-        },
-        refused="change with the length",
-    ),
-    "llama4": TinyModel(
-        "Llama4TextConfig",
-        {
-            "head_dim": 16,
-            "attention_chunk_size": 16,
-            "num_local_experts": 2,
-            "num_experts_per_tok": 1,
-            "intermediate_size_mlp": 64,
-            "layer_types": ["chunked_attention", "full_attention"],
-        },
-        refused="chunk",
-    ),
     "t5": TinyModel(
         "T5Config",
         {"d_model": 64, "d_kv": 16, "d_ff": 64, "decoder_start_token_id": 0},

@@ -18,8 +18,9 @@ class Changes:
         self._before: list[tuple[Any, str, bool, Any]] = []
 
     def set(self, owner: object, name: str, value: Any) -> None:
-        """Sets an attribute of a module or a configuration."""
-        there = vars(owner)
+        """Sets an attribute of a module or a configuration, which may be a module of a module."""
+        attributes = vars(owner)
+        there = attributes["_modules"] if name in attributes.get("_modules", ()) else attributes
         self._before.append((owner, name, name in there, there.get(name)))
         setattr(owner, name, value)
 

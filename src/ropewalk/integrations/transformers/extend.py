@@ -16,10 +16,11 @@ from transformers import DynamicCache, PreTrainedModel
 from ropewalk.integrations.transformers import functions, models, probe
 from ropewalk.integrations.transformers.changes import Changes, own_configurations
 from ropewalk.integrations.transformers.far_keys import far_keys_cache
-from ropewalk.integrations.transformers.functions import NAME
+from ropewalk.integrations.transformers.frequencies import hold
+from ropewalk.integrations.transformers.functions import NAME, WITH_CHUNKS
 from ropewalk.integrations.transformers.inputs import Inputs
 from ropewalk.integrations.transformers.limits import Limits
-from ropewalk.integrations.transformers.plan import PLAN, LayerPlan
+from ropewalk.integrations.transformers.plan import PLAN, UNCHANGED, LayerPlan, Unchanged
 from ropewalk.integrations.transformers.probe import ProbedLayer, UnsupportedModelError
 from ropewalk.integrations.transformers.watch import Watch, paths
 from ropewalk.maps import Identity, PositionMap, SelfExtend
@@ -34,6 +35,9 @@ SlidingWindowChoice = Literal["keep", "disable"]
 
 # The attribute of an extended model that holds its Extension; gone after restore.
 EXTENSION = "ropewalk_extension"
+
+# Why layers are left alone.
+_SLIDING, _CHUNKS = "sliding window", "attention in chunks"
 
 # Stands for "no window" in configurations whose cache and mask code wants a number.
 _NO_WINDOW = 1 << 40
@@ -120,12 +124,7 @@ class Extension:
     def restore(self) -> None:
         """Makes the model exactly what it was. Does nothing the second time."""
         if self._attached:
-            self._detach()
-
-    def _detach(self) -> None:
-        self._changes.undo()
-        for hook in self._hooks:
-            hook.remove()
+            _undo(self._changes, self._hooks)
 
     def __enter__(self) -> Self:
         return self
@@ -230,27 +229,36 @@ def extend(
 
     probe.register_functions()
     functions.register_functions()
-    probed = probe.probe(model, window, limits.max_length if enforce_limit else math.inf)
-    layers = tuple(_decide(layer, sliding_window) for layer in probed)
-    _check_some_extended(model, probed, layers)
-    rotary = tuple(_describe(layer) for layer in {layer.rotary: layer for layer in probed}.values())
-
-    extension = Extension(model, chosen, window, layers, rotary, impl, limits, scaling)
+    changes = Changes()
+    hooks: list[RemovableHandle] = []
     try:
+        hold(model, window, changes)
+        probed = probe.probe(model, window, limits.max_length if enforce_limit else math.inf)
+        layers = tuple(_decide(layer, sliding_window) for layer in probed)
+        _check_some_extended(model, probed, layers)
+        rotary = tuple(_describe(layer) for layer in {layer.rotary: layer for layer in probed}.values())
+        extension = Extension(
+            model, chosen, window, layers, rotary, impl, limits, scaling, _changes=changes, _hooks=hooks
+        )
         for layer, decision in zip(probed, layers, strict=True):
             if decision.extended:
-                plan = LayerPlan(chosen, layer.rotary, scaling, impl, limits)
+                plan: LayerPlan | Unchanged = LayerPlan(chosen, layer.rotary, scaling, impl, limits)
             else:
-                own = Identity() if layer.sliding_window is None else SlidingWindow(layer.sliding_window)
-                plan = LayerPlan(own, layer.rotary, None, impl, None)
+                plan = _own_plan(layer, impl)
             extension._changes.set(layer.module, PLAN, plan)
         _switch(extension, probed, sliding_window)
         extension._changes.set(model, EXTENSION, extension)
         logger.info("%s", extension)
         return extension
     except BaseException:
-        extension._detach()
+        _undo(changes, hooks)
         raise
+
+
+def _undo(changes: Changes, hooks: list[RemovableHandle]) -> None:
+    changes.undo()
+    for hook in hooks:
+        hook.remove()
 
 
 def _check_free(model: PreTrainedModel) -> None:
@@ -263,9 +271,19 @@ def _check_free(model: PreTrainedModel) -> None:
             )
 
 
+def _own_plan(layer: ProbedLayer, impl: Implementation) -> LayerPlan | Unchanged:
+    """Of a layer that is left alone."""
+    if layer.chunk is not None:
+        return UNCHANGED
+    own = Identity() if layer.sliding_window is None else SlidingWindow(layer.sliding_window)
+    return LayerPlan(own, layer.rotary, None, impl, None)
+
+
 def _decide(layer: ProbedLayer, sliding_window: SlidingWindowChoice) -> Layer:
     if layer.sliding_window is not None and sliding_window == "keep":
-        return Layer(layer.name, False, f"sliding window of {layer.sliding_window} tokens")
+        return Layer(layer.name, False, f"{_SLIDING} of {layer.sliding_window} tokens")
+    if layer.chunk is not None:
+        return Layer(layer.name, False, f"{_CHUNKS} of {layer.chunk} tokens")
     if layer.rotary is None:
         return Layer(layer.name, False, "no rotary embedding")
     return Layer(layer.name, True, "")
@@ -275,12 +293,13 @@ def _check_some_extended(model: PreTrainedModel, probed: list[ProbedLayer], laye
     """Raises UnsupportedModelError where nothing would be extended."""
     if any(layer.extended for layer in layers):
         return
-    windows = {layer.sliding_window for layer in probed if layer.sliding_window is not None}
-    kinds = "every layer" if all(layer.sliding_window for layer in probed) else "every layer with a rotary embedding"
+    whose = "layer" if all(layer.rotary is not None for layer in probed) else "layer with a rotary embedding"
+    reasons = dict.fromkeys(f"a {layer.reason}" for layer in layers if layer.reason.startswith(_SLIDING))
+    reasons |= dict.fromkeys(layer.reason for layer in layers if layer.reason.startswith(_CHUNKS))
+    hint = "; sliding_window='disable' turns the windows off, as the SelfExtend paper does for Mistral"
     raise UnsupportedModelError(
-        f"{kinds} of {type(model).__name__} has a sliding window ({', '.join(map(str, sorted(windows)))} tokens), so "
-        "there is nothing to extend; sliding_window='disable' turns the windows off, as the SelfExtend paper does for "
-        "Mistral"
+        f"every {whose} of {type(model).__name__} has {' or '.join(reasons)}, so there is nothing to extend"
+        + (hint if any(layer.sliding_window for layer in probed) else "")
     )
 
 
@@ -292,8 +311,9 @@ def _switch(extension: Extension, probed: list[ProbedLayer], sliding_window: Sli
     around = sorted({"", *(path for name in attention for path in paths(name))})
     configurations = own_configurations(map(model.get_submodule, around), changes)
     text = model.config.get_text_config(decoder=True)
+    implementation = WITH_CHUNKS if any(layer.chunk for layer in probed) else NAME
     for configuration in {id(each): each for each in (*configurations, text)}.values():
-        changes.set(configuration, "_attn_implementation_internal", NAME)
+        changes.set(configuration, "_attn_implementation_internal", implementation)
     disabled = [layer for layer in probed if sliding_window == "disable" and layer.sliding_window is not None]
     for layer in disabled:
         # Caches and masks of the whole configuration then keep every key.
@@ -366,5 +386,5 @@ def _describe(layer: probe.ProbedLayer) -> str:
     partial = f"{rotary.dim} of {layer.head_dim}" if layer.head_dim != rotary.dim else f"{rotary.dim}"
     turning = rotary.inverse_frequencies[rotary.inverse_frequencies != 0]
     still = len(rotary.inverse_frequencies) - len(turning)
-    periods = f"{2 * torch.pi / turning.max().item():.3g} to {2 * torch.pi / turning.min().item():.3g}"
+    periods = f"{2 * torch.pi / turning.abs().max().item():.3g} to {2 * torch.pi / turning.abs().min().item():.3g}"
     return f"{kind}, {partial} dimensions, periods from {periods}" + (f", {2 * still} of them at rest" if still else "")

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from ropewalk.integrations.transformers.plan import PLAN, LayerPlan
+from ropewalk.integrations.transformers.plan import PLAN, LayerPlan, Unchanged
 from ropewalk.maps import PositionMap
 from ropewalk.maps.positions import TRUE_POSITIONS
 from ropewalk.ops import Layout, Rotary
@@ -41,8 +41,8 @@ def far_keys_cache(model: PreTrainedModel) -> DynamicCache:
     made = DynamicCache(config=model.config)
     reason = "no attention module says which layer of a cache is its own"
     for module in model.modules():
-        plan: LayerPlan | None = vars(module).get(PLAN)
-        if plan is None or plan.limits is None or plan.rotary is None:
+        plan: LayerPlan | Unchanged | None = vars(module).get(PLAN)
+        if not isinstance(plan, LayerPlan) or plan.limits is None or plan.rotary is None:
             continue
         if why := _unsupported(model, plan):
             raise ValueError(f"far keys cannot be kept: {why}")

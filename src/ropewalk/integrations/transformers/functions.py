@@ -14,15 +14,19 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from ropewalk.integrations.transformers import compiled, probe
 from ropewalk.integrations.transformers.far_keys import LAYER, FarKeysLayer
-from ropewalk.integrations.transformers.plan import PLAN, LayerPlan
+from ropewalk.integrations.transformers.plan import PLAN, LayerPlan, Unchanged
 from ropewalk.ops.implementations import choose, run, step_of
 from ropewalk.ops.layout import Layout, Step
 
 # Names with "flash", "sdpa" or a slash would set off transformers' own loaders and checks.
 NAME = "ropewalk"
+# For models with layers that attend in chunks, which transformers goes on computing.
+WITH_CHUNKS = "ropewalk-with-chunks"
 
 
 class LayoutMask(Layout):
@@ -56,8 +60,9 @@ class LayoutMask(Layout):
 
 def register_functions() -> None:
     """Makes the functions known to transformers. Both are needed: without the second, masks would silently be None."""
-    AttentionInterface.register(NAME, attention_forward)
-    AttentionMaskInterface.register(NAME, layout_mask)
+    for name, mask in ((NAME, layout_mask), (WITH_CHUNKS, _layout_or_chunks)):
+        AttentionInterface.register(name, attention_forward)
+        AttentionMaskInterface.register(name, mask)
 
 
 def layout_mask(
@@ -94,6 +99,13 @@ def layout_mask(
     return LayoutMask(q_length, kv_length, query_start, key_mask)
 
 
+def _layout_or_chunks(*args: Any, local_size: int | None = None, **kwargs: Any) -> LayoutMask | Tensor | None:
+    """A layout, or transformers' own mask where only the tokens of a chunk are seen."""
+    if local_size is None or isinstance(kwargs.get("attention_mask"), LayoutMask):
+        return layout_mask(*args, local_size=local_size, **kwargs)
+    return sdpa_mask(*args, **{**kwargs, "local_size": local_size})
+
+
 def attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -111,9 +123,12 @@ def attention_forward(
 ) -> tuple[Tensor, None]:
     """Attention function in transformers' sense: query (batch, heads, queries, head_dim), returns (batch, queries,
     heads, value_dim) and no weights."""
-    plan: LayerPlan | None = getattr(module, PLAN, None)
+    plan: LayerPlan | Unchanged | None = getattr(module, PLAN, None)
     if plan is None:
         raise RuntimeError(f"{type(module).__name__} was not part of the model when it was extended: extend it again")
+    if isinstance(plan, Unchanged):
+        assert attention_mask is None or isinstance(attention_mask, Tensor)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling)
     if dropout:
         raise ValueError(f"attention dropout of {dropout} is not supported on an extended model: call model.eval()")
     if cache is not None:

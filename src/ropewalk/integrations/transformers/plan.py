@@ -115,6 +115,16 @@ class LayerPlan:
         return wanted and call.query.shape[2] == 1 and kernels_lack(call) is None
 
 
+class Unchanged:
+    """In place of a plan: of a module that transformers goes on computing."""
+
+    def __reduce__(self) -> str:
+        return "UNCHANGED"
+
+
+UNCHANGED = Unchanged()
+
+
 def _count(slots: Slots) -> int:
     return slots.stop - slots.start if isinstance(slots, slice) else len(slots)
 

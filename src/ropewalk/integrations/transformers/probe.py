@@ -42,9 +42,13 @@ class UnsupportedModelError(ValueError):
 
 @dataclass(frozen=True)
 class ProbedLayer:
-    """An attention module and what was measured: its rotary embedding (None if it has none), its sliding window.
+    """An attention module and what was measured.
 
-    `frequencies` is the name of the model's buffer that holds the rotary embedding's.
+    Attributes:
+        rotary: None if it has none.
+        frequencies: name of the model's buffer that holds the rotary embedding's.
+        sliding_window: keys that it sees, the query's own included; None for all.
+        chunk: tokens of the blocks that it attends within; None for none.
     """
 
     name: str
@@ -53,6 +57,12 @@ class ProbedLayer:
     frequencies: str | None
     head_dim: int
     sliding_window: int | None
+    chunk: int | None
+
+
+# Where a rotary embedding comes from: a buffer's name, whether pairs are interleaved, the first dimension; 1 for the
+# buffer's frequencies, -1 for those turning the other way, and 0 for those in another order.
+_Source = tuple[str, bool, int, int]
 
 
 @dataclass
@@ -61,6 +71,7 @@ class _Call:
     query: Tensor
     key: Tensor
     sliding_window: int | None
+    chunk: int | None
 
 
 # Of the probe that runs in this thread.
@@ -79,7 +90,7 @@ def probe(model: PreTrainedModel, trained_window: int, reach: int | float = 0) -
         UnsupportedModelError: attention does not go through transformers' interface, or keys do not rotate as found.
     """
     end = max(4 * trained_window, (_FAR if math.isinf(reach) else int(reach)) - 1)
-    long_positions = (0, trained_window - 1, 2 * trained_window, 4 * trained_window, end)
+    far_positions = (0, trained_window - 1, 2 * trained_window, 4 * trained_window, end)
     with _probing(model), torch.no_grad():
         short_calls = _run(model, _SHORT_POSITIONS)
         candidates = _inverse_frequencies(model)
@@ -89,10 +100,11 @@ def probe(model: PreTrainedModel, trained_window: int, reach: int | float = 0) -
                 "so nothing can be put in its place"
             )
         rotaries = _Rotaries(model, candidates)
-        measured = [rotaries.measure(call, _SHORT_POSITIONS) for call in short_calls]
-        long_calls = _run(model, long_positions)
-        for call, rotary in zip(long_calls, measured, strict=True):
-            rotaries.confirm(call, rotary, long_positions)
+        far_calls = _run(model, far_positions)
+        measured = []
+        for short, far in zip(short_calls, far_calls, strict=True):
+            measured.append(rotaries.measure(short, far, _SHORT_POSITIONS, far_positions))
+            rotaries.confirm(far, measured[-1], far_positions)
     if all(rotary is None for rotary in measured):
         raise UnsupportedModelError(
             f"no layer of {type(model).__name__} rotates its keys: it has no rotary embedding to extend ({_OTHERWISE})"
@@ -101,7 +113,7 @@ def probe(model: PreTrainedModel, trained_window: int, reach: int | float = 0) -
     for call, rotary in zip(short_calls, measured, strict=True):
         name = rotaries.name(call.module)
         source = None if rotary is None else rotaries.source(rotary)
-        layer = ProbedLayer(name, call.module, rotary, source, call.key.shape[-1], call.sliding_window)
+        layer = ProbedLayer(name, call.module, rotary, source, call.key.shape[-1], call.sliding_window, call.chunk)
         if layers.setdefault(call.module, layer) != layer:
             raise UnsupportedModelError(f"{name} of {type(model).__name__} attends in two different ways")
     return list(layers.values())
@@ -144,12 +156,12 @@ def register_functions() -> None:
 
 
 class _Mask:
-    """Takes a mask's place; knows how many keys it shows, and can do what a `LayoutMask` can: be handed on."""
+    """Takes a mask's place; knows which keys it shows, and can do what a `LayoutMask` can: be handed on."""
 
     ndim = 4
 
-    def __init__(self, window: int | None) -> None:
-        self.window = window
+    def __init__(self, window: int | None, chunk: int | None) -> None:
+        self.window, self.chunk = window, chunk
 
     def contiguous(self) -> _Mask:
         return self
@@ -177,7 +189,26 @@ def _refuse_use_of_mask() -> NoReturn:
 def _stand_in(*args: Any, mask_function: Callable[..., Any] | None = None, **kwargs: Any) -> _Mask:
     """Mask function in transformers' sense."""
     check_mask(mask_function, kwargs)
-    return _Mask(kwargs.get("local_size"))
+    size = kwargs.get("local_size")
+    if size is not None and mask_function is not None and _shows(mask_function, _in_chunks(size), size):
+        return _Mask(None, size)
+    return _Mask(size, None)
+
+
+def _in_chunks(size: int) -> Callable[[int, int], bool]:
+    return lambda query, key: key <= query and key // size == query // size
+
+
+def _shows(mask_function: Callable[..., Any], expected: Callable[[int, int], bool], size: int) -> bool:
+    """Whether a mask shows what is expected at and around the places where windows and chunks of `size` end."""
+    places = sorted({max(0, times * size + more) for times in range(4) for more in (-1, 0, 1, size // 2)})
+    tokens = [torch.tensor(place) for place in places]
+    first = torch.tensor(0)
+    return all(
+        bool(mask_function(first, first, query, key)) == expected(int(query), int(key))
+        for query in tokens
+        for key in tokens
+    )
 
 
 def _capture(
@@ -200,13 +231,13 @@ def _capture(
             f"{type(module).__name__} makes an attention mask of its own: only attention to all keys, or to those in a "
             "sliding window, is supported"
         )
-    window = None if attention_mask is None else attention_mask.window
+    window, chunk = (None, None) if attention_mask is None else (attention_mask.window, attention_mask.chunk)
     if window != sliding_window:
         raise UnsupportedModelError(
             f"{type(module).__name__} sees {window or 'all'} keys by its mask and {sliding_window or 'all'} by "
-            "its sliding window: attention in chunks and other patterns are not supported"
+            "its sliding window: such a pattern is not supported"
         )
-    calls.append(_Call(module, query, key, sliding_window))
+    calls.append(_Call(module, query, key, sliding_window, chunk))
     return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2).contiguous(), None
 
 
@@ -240,7 +271,7 @@ class _Rotaries:
         self._model = model
         self._candidates = candidates
         self._names = {module: name for name, module in model.named_modules()}
-        self._known: dict[tuple[str, bool, int], Rotary] = {}
+        self._known: dict[_Source, Rotary] = {}
 
     def name(self, module: nn.Module) -> str:
         name: str = self._names[module]
@@ -248,40 +279,67 @@ class _Rotaries:
 
     def source(self, rotary: Rotary) -> str:
         """The buffer that a measured rotary embedding was made from."""
-        return next(source for (source, _, _), known in self._known.items() if known is rotary)
+        return next(source for (source, *_), known in self._known.items() if known is rotary)
 
-    def measure(self, call: _Call, positions: tuple[int, ...]) -> Rotary | None:
-        query, key = _by_position(call.query, positions), _by_position(call.key, positions)
-        tolerance = _TOLERANCE[call.key.dtype]
-        if max(_unrotated_error(query), _unrotated_error(key)) < tolerance:
+    def measure(
+        self, short: _Call, far: _Call, positions: tuple[int, ...], far_positions: tuple[int, ...]
+    ) -> Rotary | None:
+        """How a module rotates.
+
+        Args:
+            short, far: its calls at `positions` and at `far_positions`.
+        """
+        query, key = _by_position(short.query, positions), _by_position(short.key, positions)
+        tolerance = _TOLERANCE[short.key.dtype]
+        if max(_unrotated_error(query, scaled=True), _unrotated_error(key)) < tolerance:
             return None
         best = float("inf")
-        for source, frequencies in self._candidates.items():
-            dim = 2 * frequencies.shape[0]
-            if dim > key.shape[-1]:
-                continue
-            for interleaved in (False, True):
-                for offset in {0, key.shape[-1] - dim}:
-                    rotary = self._known.get((source, interleaved, offset))
-                    rotary = rotary or Rotary(frequencies.float().clone(), interleaved, offset)
-                    error = max(_rotation_error(query, positions, rotary), _rotation_error(key, positions, rotary))
-                    if error < tolerance:
-                        return self._known.setdefault((source, interleaved, offset), rotary)
-                    best = min(best, error)
-        finding = f"is off by at least {best:.2g} of a key's size, where {tolerance:.2g} is allowed in {call.key.dtype}"
-        raise UnsupportedModelError(
-            f"{self.name(call.module)} of {type(self._model).__name__} does not rotate its keys by any inverse "
-            f"frequencies found in the model ({', '.join(self._candidates)}): R(c) k_p = k_(p+c) "
-            + (finding if best < float("inf") else f"fits none of them, in heads of {call.key.shape[-1]} dimensions")
+        for source, rotary in self._hypotheses(short, far, positions, far_positions):
+            error = max(_rotation_error(query, positions, rotary, scaled=True), _rotation_error(key, positions, rotary))
+            if error < tolerance:
+                return self._known.setdefault(source, rotary)
+            best = min(best, error)
+        finding = (
+            f"is off by at least {best:.2g} of a key's size, where {tolerance:.2g} is allowed in {short.key.dtype}"
         )
+        raise UnsupportedModelError(
+            f"{self.name(short.module)} of {type(self._model).__name__} does not rotate its keys by any inverse "
+            f"frequencies found in the model ({', '.join(self._candidates)}): R(c) k_p = k_(p+c) "
+            + (finding if best < float("inf") else f"fits none of them, in heads of {short.key.shape[-1]} dimensions")
+        )
+
+    def _hypotheses(
+        self, short: _Call, far: _Call, positions: tuple[int, ...], far_positions: tuple[int, ...]
+    ) -> Iterator[tuple[_Source, Rotary]]:
+        """Rotary embeddings that a module may have: frequencies as they are found, turning the other way, and then in
+        an order of their own."""
+        head_dim = short.key.shape[-1]
+        places = [
+            (source, interleaved, offset)
+            for source, frequencies in self._candidates.items()
+            for interleaved in (False, True)
+            for offset in sorted({0, head_dim - 2 * len(frequencies)})
+            if offset >= 0
+        ]
+        for order in (1, -1, 0):
+            for source, interleaved, offset in places:
+                key, frequencies = (source, interleaved, offset, order), self._candidates[source].float()
+                if key in self._known:
+                    yield key, self._known[key]
+                elif order:
+                    yield key, Rotary(order * frequencies, interleaved, offset)
+                else:
+                    keys = (_by_position(short.key, positions), _by_position(far.key, far_positions))
+                    at = positions + far_positions
+                    yield key, _in_any_order(torch.cat(keys, dim=1), at, frequencies, interleaved, offset)
 
     def confirm(self, call: _Call, rotary: Rotary | None, positions: tuple[int, ...]) -> None:
         """Checks a measured rotation far out, where frequencies that depend on the length would have changed."""
         query, key = _by_position(call.query, positions), _by_position(call.key, positions)
         if rotary is None:
-            error = max(_unrotated_error(query), _unrotated_error(key))
+            error = max(_unrotated_error(query, scaled=True), _unrotated_error(key))
         else:
-            error = max(_rotation_error(query, positions, rotary), _rotation_error(key, positions, rotary))
+            error = max(_rotation_error(query, positions, rotary, scaled=True), _rotation_error(key, positions, rotary))
         if error >= _TOLERANCE[call.key.dtype]:
             parameters = getattr(self._model.config.get_text_config(), "rope_parameters", None)
             raise UnsupportedModelError(
@@ -296,17 +354,44 @@ def _by_position(x: Tensor, positions: tuple[int, ...]) -> Tensor:
     return x[:, :, 0].double().view(len(positions), _TOKENS, *x.shape[1::2]).permute(2, 1, 0, 3).flatten(0, 1)
 
 
-def _unrotated_error(x: Tensor) -> float:
-    return float((x - x[:, :1]).norm() / x.norm().clamp(min=1e-30))
+def _unrotated_error(x: Tensor, scaled: bool = False) -> float:
+    expected = x[:, :1].expand_as(x)
+    if scaled:
+        expected = _as_long(expected, x)
+    return float((x - expected).norm() / x.norm().clamp(min=1e-30))
 
 
-def _rotation_error(x: Tensor, positions: tuple[int, ...], rotary: Rotary) -> float:
-    """Largest error of `R(p) x_0 = x_p` over pairs of dimensions, relative to the pair's size."""
+def _rotation_error(x: Tensor, positions: tuple[int, ...], rotary: Rotary, scaled: bool = False) -> float:
+    """Largest error of `R(p) x_0 = x_p` over pairs of dimensions, relative to the pair's size.
+
+    Args:
+        scaled: whether a factor of each position is no error. Queries may have one, which stays when they are turned.
+    """
     angles = rotary.phases(torch.tensor(positions, device=x.device))
-    error = rotary.rotate(x[:, :1].expand_as(x), angles.cos(), angles.sin()) - x
+    expected = rotary.rotate(x[:, :1].expand_as(x), angles.cos(), angles.sin())
+    if scaled:
+        expected = _as_long(expected, x)
     size = x.square().mean(dim=(0, 1)).sqrt()
     floor = 1e-3 * size.max()
-    return float((error.square().mean(dim=(0, 1)).sqrt() / size.clamp(min=floor)).max())
+    return float(((expected - x).square().mean(dim=(0, 1)).sqrt() / size.clamp(min=floor)).max())
+
+
+def _as_long(x: Tensor, y: Tensor) -> Tensor:
+    """x times the factor, 0 or more, that brings it nearest to y, for each position."""
+    factor = (x * y).sum(dim=(0, 2), keepdim=True) / x.square().sum(dim=(0, 2), keepdim=True).clamp(min=1e-30)
+    return x * factor.clamp(min=0)
+
+
+def _in_any_order(x: Tensor, positions: tuple[int, ...], frequencies: Tensor, interleaved: bool, offset: int) -> Rotary:
+    """The rotary embedding that gives each pair of dimensions the one of `frequencies` that fits it best."""
+    errors = []
+    for frequency in frequencies:
+        rotary = Rotary(frequency.expand(len(frequencies)).clone(), interleaved, offset)
+        angles = rotary.phases(torch.tensor(positions, device=x.device))
+        error = (rotary.rotate(x[:, :1].expand_as(x), angles.cos(), angles.sin()) - x).square().sum(dim=(0, 1))
+        first, second = rotary.halves(error)
+        errors.append(first + second)
+    return Rotary(frequencies[torch.stack(errors).argmin(dim=0)], interleaved, offset)
 
 
 def _inverse_frequencies(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -26,9 +26,10 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ropewalk.integrations.transformers import fingerprint, kept
 from ropewalk.integrations.transformers.framing import Document, Frame, shared
+from ropewalk.integrations.transformers.frequencies import changes_with_length
 from ropewalk.integrations.transformers.generation import Answer, OnProgress, OnText, generate, prefill
 from ropewalk.integrations.transformers.kept import Kept, ReadingError
-from ropewalk.integrations.transformers.rope_scaling import changes_with_length, fixed_frequencies
+from ropewalk.integrations.transformers.rope_scaling import fixed_frequencies
 from ropewalk.integrations.transformers.versions import versions
 from ropewalk.maps import from_dict
 

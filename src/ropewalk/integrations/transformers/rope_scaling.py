@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from ropewalk.integrations.transformers import probe
 from ropewalk.integrations.transformers.extend import EXTENSION
+from ropewalk.integrations.transformers.frequencies import changes_with_length, fixed
 from ropewalk.integrations.transformers.probe import UnsupportedModelError
 
 ScalingKind = Literal["linear", "ntk", "dynamic-ntk", "yarn"]
@@ -72,36 +73,8 @@ def fixed_frequencies(model: nn.Module, length: int) -> Iterator[None]:
             return
         for name, module in list(model.named_modules(remove_duplicate=False)):
             if changes_with_length(module):
-                stack.enter_context(_replaced(model, name, _fixed(module, length)))
+                stack.enter_context(_replaced(model, name, fixed(module, length)))
         yield
-
-
-def changes_with_length(module: nn.Module) -> bool:
-    """Whether this is a rotary embedding whose frequencies transformers computes anew for longer texts."""
-    return any("dynamic" in kind or kind == "longrope" for kind in _rope_types(module).values())
-
-
-def _rope_types(module: nn.Module) -> Mapping[str | None, str]:
-    """Of a rotary embedding, by kind of layer where there are several; none for other modules."""
-    found = getattr(module, "rope_type", None)
-    if isinstance(found, str):
-        return {None: found}
-    return found if isinstance(found, dict) else {}
-
-
-def _fixed(module: nn.Module, length: int) -> nn.Module:
-    """A copy with the frequencies that the module itself computes for this length, which then stay."""
-    fixed: Any = copy.deepcopy(module)
-    where = next(module.buffers())
-    for layer_type in _rope_types(module):
-        options = {} if layer_type is None else {"layer_type": layer_type}
-        # A short text first: what the module grew to for an earlier, longer text would stay.
-        for position in (0, length - 1):
-            fixed(torch.empty(1, device=where.device), torch.tensor([[position]], device=where.device), **options)
-    # In their forward pass "default" ones differ in nothing but that they stay as they are.
-    kinds = fixed.rope_type
-    fixed.rope_type = "default" if isinstance(kinds, str) else dict.fromkeys(kinds, "default")
-    return fixed  # type: ignore[no-any-return]
 
 
 @contextmanager
