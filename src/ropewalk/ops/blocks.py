@@ -25,7 +25,7 @@ _LARGEST_BLOCK = 256
 
 def lacks(call: Call) -> str | None:
     """What this call needs that `attend` does not have; None if it has all."""
-    return call.extra()
+    return call.extra("slopes")
 
 
 def attend(call: Call) -> Tensor:
@@ -63,6 +63,9 @@ def _attend_block(call: Call, bands: tuple[Band, ...]) -> Tensor:
         rotated_key = band_keys(key, band, begin, end, call.rotary, call.far_keys)
         grouped = rotated_query.reshape(batch, key_heads, heads // key_heads * queries, -1).float()
         scores = (grouped @ rotated_key.float().mT * call.scale).view(batch, heads, queries, -1)
+        if call.slopes is not None:
+            away = band.query_positions(tokens[past:, None]) - band.key_positions(tokens[begin:end])
+            scores = scores - call.slopes.float()[:, None, None] * away.float()
         if call.softcap is not None:
             scores = call.softcap * torch.tanh(scores / call.softcap)
         seen = band.sees(tokens[past:, None], tokens[begin:end])

@@ -94,13 +94,17 @@ class Call:
             x is not None and x.requires_grad for x in (self.query, self.key, self.value, self.sinks, self.slopes)
         )
 
-    def extra(self) -> str | None:
-        """What the call has that only some implementations know; None if nothing."""
+    def extra(self, *known: str) -> str | None:
+        """What the call has that only some implementations know; None if nothing.
+
+        Args:
+            known: to the implementation that asks: "slopes".
+        """
         if self.pages is not None:
             return "pages"
         if self.positions is not None:
             return "positions of tokens"
-        if self.slopes is not None:
+        if self.slopes is not None and "slopes" not in known:
             return "slopes (ALiBi)"
         if self.key_scale is not None or self.value_scale is not None:
             return "keys and values with scales"

@@ -67,7 +67,7 @@ def kernels_lack(call: Call) -> str | None:
     head_dim, value_dim = call.key.shape[-1], call.value.shape[-1]
     if value_dim != head_dim:
         return f"value heads of {value_dim} dimensions beside key heads of {head_dim}"
-    return f"head dimension {head_dim}" if head_dim > 256 or head_dim % 8 else call.extra()
+    return f"head dimension {head_dim}" if head_dim > 256 or head_dim % 8 else call.extra("slopes")
 
 
 def attend(call: Call) -> Tensor:
@@ -90,7 +90,10 @@ def attend(call: Call) -> Tensor:
                 softcap=run.softcap,
                 sinks=run.sinks if near is bands[0] else None,
                 return_lse=len(passes) > 1 or bool(strips),
+                slopes=run.slopes,
             )
+            if run.slopes is not None:
+                banded.near_positions = _positions(run, near)
             if far is not None:
                 seen = run.key[:, :, : far.high(keys - 1)]
                 banded.far_query = rerotate(
@@ -100,6 +103,8 @@ def attend(call: Call) -> Tensor:
                     run.far_keys if run.far_keys is not None else rerotate(seen, far.key_positions, 0, rotary)
                 )
                 banded.far_high = far.high
+                if run.slopes is not None:
+                    banded.far_positions = _positions(run, far)
             part, part_lse = kernel(_prefill_kernel(banded)).attend(banded)
             if output is None or lse is None:
                 output, lse = part, part_lse
@@ -108,7 +113,7 @@ def attend(call: Call) -> Tensor:
                 output = output.to(run.query.dtype)
         if strips:
             narrow = kernel("narrow_keys").Narrow(
-                run.query, run.key, run.value, strips, rotary, output, lse, run.scale, run.softcap
+                run.query, run.key, run.value, strips, rotary, output, lse, run.scale, run.softcap, run.slopes
             )
             kernel(_narrow_kernel(narrow)).attend(narrow)
         assert output is not None
@@ -127,6 +132,13 @@ def attend_step(call: Call, step: Step) -> Tensor:
         call = replace(call, query=call.query * factors.to(call.query.dtype), query_scaling=None)
     output: Tensor = kernel("decode").attend(call, step)
     return output
+
+
+def _positions(call: Call, band: Band) -> tuple[Tensor | None, Tensor | None]:
+    """Where the band has the queries and the keys, by token."""
+    keys, device = call.key.shape[2], call.query.device
+    query, key = (call.rotary.positions(function, keys, device) for function in band.functions)
+    return query, key
 
 
 def _readable(call: Call) -> Call:

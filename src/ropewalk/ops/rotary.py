@@ -145,6 +145,17 @@ class Rotary:
 
         return self.tables.angles((function, device), end, make)[:, begin:end]
 
+    def positions(self, function: PositionFunction, tokens: int, device: torch.device) -> Tensor | None:
+        """Where the first tokens are, float32, (tokens,), kept; None for their true positions."""
+        if function == TRUE_POSITIONS:
+            return None
+
+        def make(first: int, stop: int) -> Tensor:
+            with torch.inference_mode(False), torch.no_grad():
+                return function(torch.arange(first, stop, device=device)).float()[None, :, None]
+
+        return self.tables.angles(("positions", function, device), tokens, make)[0, :tokens, 0]
+
     def rotate(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         """x (..., tokens, head_dim) turned by tables (..., tokens, pairs): in float32, rounded once to x.dtype."""
         rotated = x.clone() if x.shape[-1] > self.dim else torch.empty_like(x)

@@ -28,6 +28,9 @@ class Banded:
             at least `far_high` of the last query, and what lies past that is not read.
         softcap: `softcap * tanh(score / softcap)` instead of the score.
         sinks: (heads,), a logit a head that takes part in the softmax and adds nothing.
+        slopes: (heads,), takes `slope * (query position - key position)` away from each score (ALiBi).
+        near_positions, far_positions: where queries and keys are near and far, float32, (keys,) each, by slot; None for
+            their slots. Not looked at without slopes.
         return_lse: whether the log-sum-exp is wanted as well: the natural logarithm of the softmax's denominator, sink
             included, float32, (batch, heads, queries). A query that sees no key gives zeros, and -inf without a sink.
     """
@@ -44,6 +47,9 @@ class Banded:
     softcap: float | None = None
     sinks: Tensor | None = None
     return_lse: bool = False
+    slopes: Tensor | None = None
+    near_positions: tuple[Tensor | None, Tensor | None] = (None, None)
+    far_positions: tuple[Tensor | None, Tensor | None] = (None, None)
 
     @property
     def is_diagonal(self) -> bool:

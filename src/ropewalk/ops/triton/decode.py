@@ -97,7 +97,7 @@ def attend(call: Call, step: Step, config: Config | None = None) -> Tensor:
         call.softcap is not None,
         # What else needs launches of its own.
         *[x.data_ptr() % 16 == 0 for x in (query, key, value)],
-        *[None if x is None else x.dtype for x in (step.lengths, step.first_slots, sinks)],
+        *[None if x is None else x.dtype for x in (step.lengths, step.first_slots, sinks, call.slopes)],
     )
     plan = call.rotary.tables.get(kind, _make_plan, call.rotary)
     splits = min(plan.splits, -(-slots // plan.block_keys))
@@ -112,9 +112,11 @@ def attend(call: Call, step: Step, config: Config | None = None) -> Tensor:
             *plan.tensors,
             step.lengths,
             step.first_slots,
+            call.slopes,
             slots,
             *plan.numbers,
             *in_powers_of_2(call.scale, call.softcap),
+            1 / call.scale,
             *strides,
             *plan.attend.constants,
         )
@@ -234,7 +236,7 @@ _NUMBERS = ["slots", "bands", "capacity", "start", "query_batch", "query_head", 
             "value_batch", "value_head", "value_slot"]  # fmt: skip
 
 
-@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=["lengths", "first_slots"])
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=["lengths", "first_slots", "slopes"])
 def _partials_kernel(
     query: tl.tensor,
     key: tl.tensor,
@@ -245,6 +247,7 @@ def _partials_kernel(
     frequencies: tl.tensor,
     lengths: tl.tensor,
     first_slots: tl.tensor,
+    slopes: tl.tensor | None,
     slots: tl.int32,
     bands: tl.int32,
     capacity: tl.int32,
@@ -252,6 +255,7 @@ def _partials_kernel(
     scale: float,
     cap_scale: float,
     cap: float,
+    slope_scale: float,
     query_batch: tl.int64,
     query_head: tl.int64,
     key_batch: tl.int64,
@@ -326,6 +330,9 @@ def _partials_kernel(
     if head_dim > 2 * pairs:
         query_rest = load_rest(queries, heads * query_head, is_query, head_dim, pairs, offset)
 
+    if slopes is not None:
+        slope = tl.load(slopes + heads, mask=is_query, other=0.0).to(tl.float32) * slope_scale  # (block_rows,)
+
     offsets = tl.arange(0, block_keys)
     dims = tl.arange(0, block_dim)
     keys = key + row * key_batch + kv_head * key_head
@@ -342,16 +349,18 @@ def _partials_kernel(
         end = tl.minimum(share_end - tiles_before, band_tiles)
         tiles_before += band_tiles
         if begin < end:
-            if pairs > 0:
+            if pairs > 0 or slopes is not None:
                 numbers = band_table + COLUMNS * band
                 key_inverse = tl.where(unmapped, 1.0, tl.load(numbers + 8).to(tl.float32, bitcast=True))
                 key_shift = tl.where(unmapped, 0, tl.load(numbers + 9))
                 query_inverse = tl.where(unmapped, 1.0, tl.load(numbers + 6).to(tl.float32, bitcast=True))
                 query_shift = tl.where(unmapped, 0, tl.load(numbers + 7))
+                at = mapped(token, query_inverse, query_shift, positions, capacity, token >= 0)
+            if pairs > 0:
                 rerotated_first, rerotated_second = rerotate(
                     query_first,
                     query_second,
-                    mapped(token, query_inverse, query_shift, positions, capacity, token >= 0),
+                    at,
                     token.to(tl.float32),
                     frequency,
                     fast_sine,
@@ -363,9 +372,10 @@ def _partials_kernel(
                 inside = slot + offsets < band_end  # (block_keys,)
                 tile_keys = keys + slot.to(tl.int64) * key_slot
                 scores = tl.zeros([block_rows, block_keys], tl.float32)
-                if pairs > 0:
+                if pairs > 0 or slopes is not None:
                     tokens = slot - first_slot + offsets  # (block_keys,), true positions
                     to = mapped(tokens, key_inverse, key_shift, positions, capacity, inside)  # (block_keys,)
+                if pairs > 0:
                     first, second = load_pairs(
                         tile_keys, offsets * key_slot, inside, pairs, offset, interleaved
                     )  # (block_keys, pairs) each
@@ -385,6 +395,8 @@ def _partials_kernel(
                         tile_keys, offsets * key_slot, inside, head_dim, pairs, offset
                     )  # (block_keys, others)
                     scores = tl.dot(query_rest, tl.trans(rest), scores, input_precision="ieee")
+                if slopes is not None:
+                    scores += slope[:, None] * (to[None, :] - at)
                 if has_softcap:
                     scores = softcapped(scores, cap, cap_scale)
                 scores = tl.where(inside[None, :], scores, float("-inf"))

@@ -54,6 +54,8 @@ def lacks(narrow: Narrow) -> str | None:
         return f"head dimension {query.shape[-1]}"
     if narrow.softcap is not None:
         return "softcap"
+    if narrow.slopes is not None:
+        return "slopes (ALiBi)"
     if rotary.dim != query.shape[-1] or rotary.interleaved:
         return "a rotary embedding of other dimensions than all, or interleaved"
     if not all(can_be_described(x) for x in (query, narrow.key, narrow.value, narrow.output)):

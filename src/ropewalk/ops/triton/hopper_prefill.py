@@ -66,6 +66,8 @@ def lacks(banded: Banded) -> str | None:
         return f"head dimension {query.shape[-1]}"
     if banded.softcap is not None or banded.sinks is not None:
         return "softcap or sinks"
+    if banded.slopes is not None:
+        return "slopes (ALiBi)"
     if not query.numel():
         return "no queries"
     if banded.is_diagonal and not banded.near_low.is_beginning and banded.near_low.back < _TILE - 1:

@@ -78,6 +78,7 @@ def attend(narrow: Narrow, chunk: int | None = None, config: NarrowConfig | None
         tensors = [x[part.rows] for x in (query, key, value)]
         written = [x[part.rows] for x in (output, lse)]
         kinds = tuple(x.data_ptr() % 16 == 0 for x in (*tensors, *written))
+        slopes_type = None if narrow.slopes is None else narrow.slopes.dtype
         constants = {
             "head_dim": head_dim,
             **rotation(narrow.rotary, query.dtype),
@@ -89,7 +90,7 @@ def attend(narrow: Narrow, chunk: int | None = None, config: NarrowConfig | None
             "aligned": multiples_of_16(strides),
         }
         launch = narrow.rotary.tables.get(
-            ("narrow", kinds, tuple(constants.values()), query.dtype, device, config.warps),
+            ("narrow", kinds, slopes_type, tuple(constants.values()), query.dtype, device, config.warps),
             partial(_launch, constants, config),
         )
         grid = (triton.cdiv(part.end - part.begin, positions), head_blocks, tensors[0].shape[0])
@@ -100,6 +101,7 @@ def attend(narrow: Narrow, chunk: int | None = None, config: NarrowConfig | None
                 *tensors,
                 part.keys,
                 *written,
+                narrow.slopes,
                 work.table.bands,
                 work.frequencies,
                 work.past,
@@ -110,6 +112,7 @@ def attend(narrow: Narrow, chunk: int | None = None, config: NarrowConfig | None
                 len(work.bands),
                 groups,
                 *in_powers_of_2(narrow.scale, narrow.softcap),
+                1 / narrow.scale,
                 *strides,
                 *lse.stride(),
                 *launch.constants,
@@ -124,7 +127,10 @@ def _launch(constants: dict[str, Any], config: NarrowConfig, key: object) -> Lau
 _STRIDES = [f"{x}_{of}" for x in ("query", "key", "value", "output", "lse") for of in ("batch", "head", "token")]
 
 
-@triton.jit(do_not_specialize=[*_STRIDES, "past", "begin", "end", "chunk", "slots", "bands", "groups"])
+@triton.jit(
+    do_not_specialize=[*_STRIDES, "past", "begin", "end", "chunk", "slots", "bands", "groups"],
+    do_not_specialize_on_alignment=["slopes"],
+)
 def _narrow_kernel(
     query: tl.tensor,
     key: tl.tensor,
@@ -132,6 +138,7 @@ def _narrow_kernel(
     views: tl.tensor,
     output: tl.tensor,
     lse: tl.tensor,
+    slopes: tl.tensor | None,
     band_table: tl.tensor,
     frequencies: tl.tensor,
     past: tl.int32,
@@ -144,6 +151,7 @@ def _narrow_kernel(
     scale: float,
     cap_scale: float,
     cap: float,
+    slope_scale: float,
     query_batch: tl.int64,
     query_head: tl.int64,
     query_token: tl.int32,
@@ -205,6 +213,8 @@ def _narrow_kernel(
         views += (row * view_heads + kv_head) * slots * (2 * pairs)
     if head_dim > 2 * pairs:
         query_rest = load_rest(queries, query_offsets, present, head_dim, pairs, offset)  # (block_rows, others)
+    if slopes is not None:
+        slope = tl.load(slopes + heads, mask=present, other=0.0).to(tl.float32) * slope_scale  # (block_rows,)
     keys = key + row * key_batch + kv_head * key_head
     values = value + row * value_batch + kv_head * value_head
     offsets = tl.arange(0, block_keys)
@@ -230,11 +240,11 @@ def _narrow_kernel(
             if pairs > 0:
                 # Read anew for every band: next to the keys that is little, and it keeps registers free.
                 seen_first, seen_second = load_pairs(queries, query_offsets, present, pairs, offset, interleaved)
-                to = tokens // tl.load(numbers + 10) + tl.load(numbers + 7)  # (block_rows,)
+                place = tokens // tl.load(numbers + 10) + tl.load(numbers + 7)  # (block_rows,)
                 seen_first, seen_second = rerotate(
                     seen_first.to(tl.float32),
                     seen_second.to(tl.float32),
-                    to.to(tl.float32)[:, None],
+                    place.to(tl.float32)[:, None],
                     tokens.to(tl.float32)[:, None],
                     frequency,
                     fast_sine,
@@ -256,6 +266,10 @@ def _narrow_kernel(
                         keys + start * key_token, offsets * key_token, inside, head_dim, pairs, offset
                     )  # (block_keys, others)
                     scores = tl.dot(query_rest, tl.trans(key_rest), scores, input_precision="ieee")
+                if slopes is not None:
+                    at = (tokens // tl.load(numbers + 10) + tl.load(numbers + 7)).to(tl.float32)  # (block_rows,)
+                    to = ((tile + offsets) // tl.load(numbers + 11) + tl.load(numbers + 9)).to(tl.float32)
+                    scores += slope[:, None] * (to[None, :] - at[:, None])
                 if has_softcap:
                     scores = softcapped(scores, cap, cap_scale)
                 # How far into the band a key is; before its beginning that is a very large unsigned number.

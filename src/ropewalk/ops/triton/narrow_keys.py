@@ -50,6 +50,7 @@ class Narrow:
             where it saw nothing.
         scale: of the scores.
         softcap: `softcap * tanh(score / softcap)` instead of the score.
+        slopes: (heads,), takes `slope * (query position - key position)` away from each score (ALiBi).
     """
 
     query: Tensor
@@ -61,6 +62,7 @@ class Narrow:
     lse: Tensor
     scale: float
     softcap: float | None = None
+    slopes: Tensor | None = None
 
 
 def takes(band: Band) -> bool:

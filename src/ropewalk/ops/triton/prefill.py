@@ -97,6 +97,7 @@ def attend(banded: Banded, config: PrefillConfig | None = None) -> tuple[Tensor,
     if not query.numel():
         return output, lse
     tensors = (query, key, value, far_query, far_key)
+    slopes = (None,) * 5 if banded.slopes is None else (banded.slopes, *banded.near_positions, *banded.far_positions)
     strides = [stride for x in tensors for stride in (x.stride()[:3] if x is not None else (0, 0, 0))]
     launch = _launch(
         config,
@@ -109,7 +110,7 @@ def attend(banded: Banded, config: PrefillConfig | None = None) -> tuple[Tensor,
         multiples_of_16(strides),
         query.dtype,
         query.device,
-        tuple(None if x is None else (x.dtype, x.data_ptr() % 16 == 0) for x in (*tensors, sinks, lse)),
+        tuple(None if x is None else (x.dtype, x.data_ptr() % 16 == 0) for x in (*tensors, sinks, *slopes, lse)),
     )
     tiles = -(-queries // config.block_queries)
     read = keys * head_dim * key.element_size() * (3 if has_far else 2)
@@ -117,10 +118,12 @@ def attend(banded: Banded, config: PrefillConfig | None = None) -> tuple[Tensor,
         launch[tiles * batch * heads, 1, 1](
             *tensors,
             sinks,
+            *slopes,
             output,
             lse,
             *strides,
             *in_powers_of_2(banded.scale, banded.softcap),
+            1 / banded.scale,
             batch * heads,
             heads,
             heads // key_heads,
@@ -193,6 +196,16 @@ def _load(
     return tile
 
 
+@triton.jit
+def _positions(positions: tl.tensor | None, tokens: tl.tensor, exists: tl.tensor) -> tl.tensor:
+    """Where tokens are, float32; without a table at their slots."""
+    if positions is None:  # noqa: SIM108 -- Triton compiles one of them
+        found = tokens.to(tl.float32)
+    else:
+        found = tl.load(positions + tokens, mask=exists, other=0.0)
+    return found
+
+
 _STRIDES = [f"{x}_{of}" for x in ("query", "key", "value", "far_query", "far_key") for of in ("batch", "head", "token")]
 _EDGES = [f"{edge}_{of}" for edge in ("near_low", "near_high", "far_high") for of in ("back", "block", "cap")]
 
@@ -205,6 +218,11 @@ def _banded(
     far_query: tl.tensor | None,
     far_key: tl.tensor | None,
     sinks: tl.tensor | None,
+    slopes: tl.tensor | None,
+    near_query_positions: tl.tensor | None,
+    near_key_positions: tl.tensor | None,
+    far_query_positions: tl.tensor | None,
+    far_key_positions: tl.tensor | None,
     output: tl.tensor,
     lse: tl.tensor | None,
     query_batch: tl.int64,
@@ -225,6 +243,7 @@ def _banded(
     scale: float,
     cap_scale: float,
     cap: float,
+    slope_scale: float,
     rows: tl.int32,
     heads: tl.int32,
     groups: tl.int32,
@@ -306,6 +325,11 @@ def _banded(
     near_high = edge(slot, near_high_back, near_high_block, near_high_cap, diagonal)
     far_high = edge(slot, far_high_back, far_high_block, far_high_cap, diagonal)
 
+    if slopes is not None:
+        slope = tl.load(slopes + head).to(tl.float32) * slope_scale
+        near_at = _positions(near_query_positions, slot, slot < keys)  # (block_queries, 1)
+        far_at = _positions(far_query_positions, slot, slot < keys)
+
     # The softmax so far: values times exp2(score - peak), the sum of these weights, the largest score; in all of it
     # scores are multiplied by log2(e).
     sums = tl.zeros((block_queries, block_dim), tl.float32)
@@ -350,21 +374,28 @@ def _banded(
             inside = None
             if both and has_hole:
                 start = tl.where(tile < hole, tile, tile + skipped)
-            if masked:
+            if masked or slopes is not None:
                 column = start + tl.arange(0, tile_keys)[None, :]  # (1, tile_keys)
+            if masked:
                 seen = column < near_high  # (block_queries, tile_keys)
                 token = tl.trans(column)
                 inside = token < last_near_high  # (tile_keys, 1), as the masks below: keys that some query sees
             if kind == _FAR:
                 k = _load(far_key, start, far_key_token, None, head_dim, block_dim, tile_keys)
                 scores = tl.dot(far_q, tl.trans(k), input_precision="ieee")  # (block_queries, tile_keys)
+                if slopes is not None:
+                    scores += slope * (_positions(far_key_positions, column, column < keys) - far_at)
             else:
                 k = _load(key, start, key_token, inside, head_dim, block_dim, tile_keys)
                 scores = tl.dot(near_q, tl.trans(k), input_precision="ieee")  # (block_queries, tile_keys)
+                if slopes is not None:
+                    scores += slope * (_positions(near_key_positions, column, column < keys) - near_at)
             if both:
                 inside_far = token < last_far_high
                 k = _load(far_key, start, far_key_token, inside_far, head_dim, block_dim, tile_keys)
                 far_scores = tl.dot(far_q, tl.trans(k), input_precision="ieee")  # (block_queries, tile_keys)
+                if slopes is not None:
+                    far_scores += slope * (_positions(far_key_positions, column, column < keys) - far_at)
                 scores = tl.where(column < far_high, far_scores, scores)
                 if has_hole:
                     seen = (seen & (column >= near_low)) | (column < far_high)
