@@ -301,15 +301,64 @@ def test_gaps_in_a_static_cache_are_refused_before_a_step(how, monkeypatch):
         act()
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_gaps_in_a_static_cache_are_served_elsewhere(name):
-    model, ids, mask = shared(name), text(40, batch=2), gaps()
-    with extended(name):
+def test_gaps_in_a_static_cache_are_served_elsewhere():
+    model, ids, mask = shared("llama"), text(40, batch=2), gaps()
+    with extended("llama"):
         found = [
             model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False, cache_implementation=kind)
             for kind in ("dynamic", "static")
         ]
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "gpt-oss", "qwen2-sliding"])
+@pytest.mark.parametrize("parts", [(57, 13), (67, 1, 1, 1), (70,)], ids=str)
+def test_gaps_in_a_cache_that_drops_keys_of_windows(name, parts):
+    """A window counts tokens: where slots without one lie among them, only a cache with every key has what it needs."""
+    model, alone = shared(name), text(60)
+    mask = torch.ones(1, 70, dtype=torch.long)
+    mask[0, 45:55] = 0
+    ids = torch.zeros(1, 70, dtype=torch.long).masked_scatter(mask.bool(), alone)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+
+    def read(cache):
+        found, begin = [], 0
+        for size in parts:
+            end = begin + size
+            arguments = {"attention_mask": mask[:, :end], "position_ids": positions[:, begin:end]}
+            found.append(model(ids[:, begin:end], past_key_values=cache, **arguments).logits)
+            begin = end
+        return torch.cat(found, dim=1)[mask.bool()]
+
+    with extended(name):
+        assert_close(read(DynamicCache()), logits(model, alone)[0], **CLOSE)
+        for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=100)):
+            with pytest.raises(
+                ValueError, match=r"has gaps.* drops keys by their slots.* pass past_key_values=Dynamic"
+            ):
+                read(cache)
+
+
+def test_a_mask_with_more_columns_than_tokens():
+    model, ids = shared("llama"), text(50)
+    with extended("llama"), pytest.raises(ValueError, match="attention_mask is for 60 tokens, and there are 50"):
+        model(ids, attention_mask=torch.ones(1, 60, dtype=torch.long), use_cache=False)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt-neox", "deepseek-v3"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_autocast(name, cached):
+    """Queries, keys and values come in different dtypes, and torch's own attention makes them one."""
+    model, ids = shared(name), text(60)
+    with extended(name, enforce_limit=False):
+        expected = logits(model, ids)
+        with torch.autocast("cpu", torch.bfloat16):
+            cache = DynamicCache(config=model.config) if cached else None
+            found = model(ids, past_key_values=cache, use_cache=cached).logits
+            parts = in_chunks(model, ids, (40, 1)) if cached else found
+    spread = expected.std()
+    assert (found.float() - expected).abs().mean() < 0.1 * spread
+    assert (parts.float() - expected).abs().mean() < 0.1 * spread
 
 
 @pytest.mark.parametrize("name", ["mistral-sliding", "gemma3", "qwen2-sliding"])

@@ -21,7 +21,7 @@ from ropewalk.maps import SELF, Band, DualChunk, Identity, LeakyReRoPE, ReRoPE, 
 from ropewalk.maps.edges import BEGINNING, PAST_QUERY, Edge
 from ropewalk.maps.positions import Constant
 from ropewalk.maps.query_scaling import QueryScaling
-from ropewalk.ops import Layout, attention
+from ropewalk.ops import Layout, Rotary, attention
 from ropewalk.testing.budget import within_budget
 from ropewalk.testing.maps import example_maps, large_maps
 
@@ -541,3 +541,34 @@ def test_inputs_are_left_alone(impl):
             copies = [x.clone() for x in arguments]
             attention(*arguments, position_map, rotary_of(impl, 16), impl=impl)
             assert all(torch.equal(x, copy) for x, copy in zip(arguments, copies, strict=True))
+
+
+@over_maps
+@over_fast
+def test_the_default_device_of_the_process_is_no_matter(position_map, impl):
+    q, k, v = random_tensors(1, 4, 2, 50, 60, 16)
+    rotary = random_rotary(16)
+    expected = attention(q, k, v, position_map, rotary, impl=impl)
+    for_length, matrix = type(position_map).for_length(20, 64), position_map.relative_positions(20)
+    with torch.device("meta"):
+        assert torch.equal(attention(q, k, v, position_map, rotary, impl=impl), expected)
+        anew = Rotary(rotary.inverse_frequencies, rotary.interleaved, rotary.offset)
+        assert torch.equal(attention(q, k, v, position_map, anew, impl=impl), expected)
+        assert type(position_map).for_length(20, 64) == for_length
+        assert torch.equal(position_map.relative_positions(20), matrix)
+
+
+@pytest.mark.parametrize("dynamic", [None, False, True])
+@pytest.mark.parametrize("impl", ["auto", "reference", "blocks", "flash"])
+def test_a_function_that_calls_it_is_compiled(impl, dynamic):
+    rotary = random_rotary(16)
+    torch._dynamo.reset()
+
+    def work(q, k, v):
+        return 2 * attention(q + 1, k, v, SelfExtend(3, 8), rotary, impl=impl)
+
+    compiled = torch.compile(work, backend="eager", dynamic=dynamic)
+    for tokens in (50, 33, 20):
+        tensors = random_tensors(1, 4, 2, tokens, tokens, 16)
+        assert_close(compiled(*tensors), work(*tensors), rtol=0, atol=1e-6)
+    torch._dynamo.reset()

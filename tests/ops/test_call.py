@@ -10,7 +10,7 @@ import torch
 from tensors import IMPLEMENTATIONS, random_rotary
 
 from ropewalk.maps import Identity, SelfExtend
-from ropewalk.ops import Layout, Pages, Positions, attention
+from ropewalk.ops import Layout, Pages, Positions, Rotary, attention
 from ropewalk.ops.call import Call, check, side_by_side
 
 over_impls = pytest.mark.parametrize("impl", ["auto", *IMPLEMENTATIONS])
@@ -193,3 +193,83 @@ def test_numbers_side_by_side_are_not_copied():
         assert side_by_side(view).stride(-1) == 1
         assert torch.equal(side_by_side(view), view)
     assert side_by_side(None) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"position_map": SelfExtend}, "position_map must be a map such as .*, got <class"),
+        ({"position_map": "selfextend"}, "position_map must be a map such as .*, got 's'"),
+        ({"position_map": [Identity(), None]}, "one a key head, got None"),
+        ({"rotary": torch.ones(4)}, "rotary must be a Rotary, got tensor"),
+        ({"scale": "1"}, "scale must be a number, got '1'"),
+        ({"scale": 10**400}, "scale must be above 0, and finite, got 1000"),
+        ({"scale": 1e39}, "scale must be above 0, and finite"),
+        ({"softcap": [1.0]}, r"softcap must be a number, got \[1.0\]"),
+        ({"softcap": 10**400}, "softcap must be above 0, and finite"),
+        ({"sinks": [0.0, 0.0]}, r"sinks must be a tensor, got \[0.0, 0.0\]"),
+        ({"slopes": 1.0}, "slopes must be a tensor, got 1.0"),
+        ({"far_keys": [torch.zeros(1)]}, "far_keys must be a tensor, got"),
+        ({"query_scaling": "log-n"}, "query_scaling must be a QueryScaling, got 'log-n'"),
+        ({"key_scale": 2.0}, "key_scale must be a tensor, got 2.0"),
+        ({"value_scale": 2}, "value_scale must be a tensor, got 2"),
+        ({"layout": (3, 3)}, r"layout must be a Layout, got \(3, 3\)"),
+        ({"layout": Layout(3.0, 3)}, "lengths and start of a layout must be whole numbers, got 3.0, 3, None"),
+        ({"layout": Layout(3, 3, torch.tensor([0, 0]))}, r"query_start must be one number, got \(2,\)"),
+        ({"layout": Layout(3, 3, 0, torch.ones(1, 3, device="meta").bool())}, "key_mask is on the meta device"),
+        ({"positions": torch.arange(3)}, "positions must be a Positions, got tensor"),
+        ({"positions": Positions([0, 1, 2], [0, 1, 2])}, "queries, keys of Positions must be tensors"),
+        ({"pages": Pages([[0]], [3], [0, 3])}, "table, lengths, query_starts of Pages must be tensors"),
+        ({"tensors": {"query": [[0.0]]}}, r"query must be a tensor, got \[\[0.0\]\]"),
+        ({"tensors": {"value": None}}, "value must be a tensor, got None"),
+    ],
+    ids=str,
+)
+def test_kinds(options, message):
+    refused(message, **options)
+
+
+@pytest.mark.parametrize(
+    ("frequencies", "message"),
+    [
+        ([1.0, 0.1], r"floating-point numbers, shape \(pairs,\), got \[1.0, 0.1\]"),
+        (torch.ones(1, 4), r"shape \(pairs,\), got \(1, 4\)"),
+        (torch.ones(4).long(), r"floating-point numbers, shape \(pairs,\), got \(4,\)"),
+        (torch.ones(4, device="meta"), "must be finite"),
+        (torch.tensor([1.0, math.nan]), "must be finite, got .*nan"),
+        (torch.tensor([math.inf]), "must be finite, got .*inf"),
+    ],
+    ids=str,
+)
+def test_frequencies(frequencies, message):
+    with pytest.raises(ValueError, match=f"inverse_frequencies must be .*{message.removeprefix('must be ')}"):
+        Rotary(frequencies)
+
+
+@pytest.mark.parametrize(
+    ("table", "lengths", "starts", "message"),
+    [
+        ([[0, 1]], [9], [0, 3], r"text 0 has 9 tokens, .* hold its 3 queries and lie in its 2 pages of 4"),
+        ([[0, 1]], [2], [0, 3], "text 0 has 2 tokens, which must hold its 3 queries"),
+        ([[0, 1]], [7], [1, 3], r"query_starts must go from 0 to the 3 queries, got \[1, 3\]"),
+        ([[0, 1]], [7], [0, 5], r"query_starts must go from 0 to the 3 queries, got \[0, 5\]"),
+        ([[0, 1], [0, 1]], [7, 7], [0, 4, 3], r"query_starts must go from 0 to the 3 queries, got \[0, 4, 3\]"),
+        ([[0, -1]], [7], [0, 3], r"text 0 has pages \[0, -1\], and there are 2"),
+        ([[2, 1]], [3], [0, 3], r"text 0 has pages \[2\], and there are 2"),
+    ],
+    ids=str,
+)
+def test_numbers_of_pages(table, lengths, starts, message):
+    pages = Pages(torch.tensor(table), torch.tensor(lengths), torch.tensor(starts))
+    stores = {"key": torch.zeros(2, 2, 4, 8), "value": torch.zeros(2, 2, 4, 8)}
+    refused(message, tensors=stores, pages=pages)
+
+
+def test_pages_past_a_text_may_be_anything():
+    pages = Pages(torch.tensor([[0, -1]]), torch.tensor([4]), torch.tensor([0, 3]))
+    store = torch.zeros(2, 2, 4, 8)
+    attention(torch.zeros(1, 2, 3, 8), store, store, Identity(), None, pages=pages)
+
+
+def test_far_keys_of_another_device():
+    refused("devices differ: key cpu, far_keys meta", far_keys=torch.zeros(1, 2, 3, 8, device="meta"))

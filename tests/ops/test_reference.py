@@ -15,7 +15,7 @@ from random_maps import Bands
 from tensors import FAST, explicit, random_rotary, random_tensors, relative, rotated
 from torch.testing import assert_close
 
-from ropewalk.maps import SELF, Band, DualChunk, Identity, SelfExtend, SlidingWindow, StreamingLLM
+from ropewalk.maps import SELF, Band, DualChunk, Identity, LeakyReRoPE, SelfExtend, SlidingWindow, StreamingLLM
 from ropewalk.maps.edges import BEGINNING, PAST_QUERY, Edge
 from ropewalk.maps.positions import PositionFunction
 from ropewalk.maps.query_scaling import QueryScaling
@@ -329,3 +329,14 @@ def test_the_others_say_what_they_lack(name, impl, caplog):
         attention(*tensors, position_map, random_rotary(8), impl=impl, **options)
     expected = attention(*tensors, position_map, random_rotary(8), impl="reference", **options)
     assert torch.equal(attention(*tensors, position_map, random_rotary(8), **options), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_slopes_of_positions_that_are_no_whole_numbers(dtype):
+    q, k, v = random_tensors(1, 2, 2, 12, 12, 8)
+    position_map, slopes = LeakyReRoPE(2.5, 3), torch.tensor([0.5, 0.1])
+    output = attention(*(x.to(dtype) for x in (q, k, v)), position_map, None, slopes=slopes)
+    distance = position_map.relative_positions(12)
+    scores = q.to(dtype).double() @ k.to(dtype).double().mT * 8**-0.5 - slopes.double()[:, None, None] * distance
+    expected = scores.masked_fill(distance < 0, -torch.inf).softmax(-1) @ v.to(dtype).double()
+    assert_close(output.double(), expected, rtol=0, atol=1e-2 if dtype == torch.bfloat16 else 1e-6)

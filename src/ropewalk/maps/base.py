@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -114,7 +115,7 @@ class Band:
         )
         for begin, end in pairwise(sorted(turn for turn in turns if first <= turn <= stop)):
             for lower, upper in (begin, min(begin + period, end)), (max(begin, end - period), end):
-                yield torch.tensor([upper - 1])
+                yield torch.tensor([upper - 1], device="cpu")
                 if cycle := self.query_positions.cycle:
                     yield _queries_before(0, cycle, lower, upper)
                 if not self.low.is_beginning:
@@ -126,7 +127,7 @@ class Band:
 def _queries_before(first: int, step: int, lower: int, upper: int) -> Tensor:
     """The queries of `lower .. upper - 1` that come right before `first`, or any number of `step` from it."""
     following = lower + 1 + (first - lower - 1) % step
-    return torch.arange(following, max(following, upper + 1), step) - 1
+    return torch.arange(following, max(following, upper + 1), step, device="cpu") - 1
 
 
 EVERYTHING = Band(BEGINNING, PAST_QUERY)
@@ -173,8 +174,21 @@ class PositionMap(ABC):
     def bands(self) -> tuple[Band, ...]:
         """The bands of queries from `start` on, nearest first; no key is in two. A key in none is not seen.
 
-        The nearest holds every query's own key.
+        The nearest holds every query's own key, and no key is after its query: `check` refuses others.
         """
+
+    def check(self) -> None:
+        """Refuses bands that break the rules, as those of a map of somebody's own may. Looks once.
+
+        Raises:
+            ValueError: says which band, and at which query.
+        """
+        if (problem := self._problem) is not None:
+            raise ValueError(f"{self} has bands that no attention can follow: {problem}")
+
+    @cached_property
+    def _problem(self) -> str | None:
+        return bands_problem(self.bands, self.start)
 
     def bands_by_query(self, first: int, stop: int) -> list[tuple[int, int, tuple[Band, ...]]]:
         """Runs of the queries at true positions `first .. stop - 1` that share their bands: first, stop, bands."""
@@ -194,6 +208,8 @@ class PositionMap(ABC):
             LengthError: no map of this kind reaches `target_length`.
             ValueError: a length that is no whole number, or below 1, or longer than any text.
         """
+        if inspect.isabstract(cls):
+            raise ValueError(f"{cls.__name__} is no kind of map of its own: name one, such as SelfExtend")
         target_length = whole("target_length", target_length, at_least=1)
         trained_window = whole("trained_window", trained_window, at_least=1)
         return cls._for_length(target_length, trained_window)._check_length(target_length, trained_window)
@@ -228,7 +244,7 @@ class PositionMap(ABC):
         Raises:
             ValueError: a length that no text has.
         """
-        tokens = torch.arange(whole("length", length, at_least=0))
+        tokens = torch.arange(whole("length", length, at_least=0), device="cpu")
         return self.relative_to(tokens[:, None], tokens)
 
     def relative_to(self, queries: Tensor, keys: Tensor) -> Tensor:
@@ -321,6 +337,38 @@ class PositionMap(ABC):
                 f"(eq. {5 if self.keeps_to_half else 4})"
             )
         return self
+
+
+def bands_problem(bands: object, start: int) -> str | None:
+    """What is wrong with the bands of a map: looked for at the queries where edges change how they move, and at those
+    around them. None where nothing is found.
+
+    Args:
+        start: the first query that sees through them.
+    """
+    if not isinstance(bands, tuple) or not bands or not all(isinstance(band, Band) for band in bands):
+        return f"bands must be a tuple of bands, one or more, got {bands!r}"
+    edges = [edge for band in bands for edge in (band.low, band.high)]
+    if any(edge.block < 1 for edge in edges):
+        return "an edge must have a block of 1 token or more"
+    turns = {turn + more * edge.block for edge in edges for turn in edge.turns() for more in (0, 1, 2)}
+    near = {query + more for query in turns for more in (-1, 0, 1)}
+    near |= {start + query for query in (*near, *range(64), 1 << 20)}
+    queries = torch.tensor(sorted(query for query in near if query >= start), device="cpu")
+    end = queries + 1
+    for number, band in enumerate(bands):
+        low, high = band.low(queries), band.high(queries)
+        empty = low >= high
+        lacking = empty | (high <= queries) if number == 0 else torch.zeros_like(empty)
+        if (wrong := (lacking | (high > end) & ~empty).nonzero()).numel():
+            at = int(wrong[0])
+            keys = "no key" if empty[at] else f"keys {low[at]} to {high[at] - 1}"
+            if lacking[at]:
+                return f"the first does not hold query {queries[at]}'s own key, but {keys}"
+            after = "the query" if number == 0 else "a band before it"
+            return f"number {number + 1} holds {keys} of query {queries[at]}, past {after}"
+        end = torch.where(empty, end, low)
+    return None
 
 
 def join_equal(bands: Iterable[Band]) -> tuple[Band, ...]:

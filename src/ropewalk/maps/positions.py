@@ -239,7 +239,7 @@ class LogisticGroups:
     @cached_property
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """What a call looks up, made once: token where the next size begins, size, shift."""
-        sizes, first_groups, first_tokens = (torch.tensor(column) for column in self._table)
+        sizes, first_groups, first_tokens = (torch.tensor(column, device="cpu") for column in self._table)
         return first_tokens[1:], sizes, first_groups * sizes - first_tokens
 
     def __call__(self, tokens: Tensor) -> Tensor:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from ropewalk.maps import Identity, PositionMap
@@ -62,7 +64,8 @@ def attention(
             between calls spares the operator the work. Slots of keys that are far from no query may hold anything.
             impl="reference" turns the keys itself, and so does "fused" for one query.
         positions: true positions of the tokens where they are not the indices of their slots.
-        slopes: (heads,), takes `slope * (query position - key position)` away from each score (ALiBi).
+        slopes: (heads,), takes `slope * (query position - key position)` away from each score, at the positions that
+            the map gives both (ALiBi).
         pages: where several texts have their keys; `query`, `key` and `value` are then as `Pages` says.
         key_scale, value_scale: factors that make numbers of key and value true, shaped so that they can be broadcast
             to them: for keys and values of 8 bits. Their dtype is then any that torch converts to float32.
@@ -78,16 +81,21 @@ def attention(
     Raises:
         ValueError: an argument does not fit the others, or `impl` does not take this call.
     """
+    if torch.compiler.is_compiling():
+        # Maps are objects, which a graph cannot hold: it ends here, and goes on afterwards.
+        return _untraced(**locals())  # type: ignore[no-any-return]
     check_name(impl)
-    maps = None if isinstance(position_map, PositionMap) else tuple(position_map)
+    maps: tuple[PositionMap, ...] | None = None
+    if isinstance(position_map, Sequence):
+        maps, position_map = tuple(position_map), next(iter(position_map), Identity())
     call = Call(
         query,
         key,
         value,
-        position_map if isinstance(position_map, PositionMap) else next(iter(maps or ()), Identity()),
+        position_map,
         Rotary.none() if rotary is None else rotary,
         layout,
-        max(query.shape[-1], 1) ** -0.5 if scale is None else scale,
+        _usual_scale(query) if scale is None else scale,
         softcap=softcap,
         sinks=sinks,
         query_scaling=query_scaling,
@@ -106,3 +114,13 @@ def attention(
     if layout is not None and (step is None or not isinstance(layout.query_start, Tensor)):
         check_start(layout)
     return run(call, name, step)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _untraced(**arguments: Any) -> Tensor:
+    return attention(**arguments)
+
+
+def _usual_scale(query: Tensor) -> float:
+    # What is no such tensor is told by `check`.
+    return float(max(query.shape[-1], 1) ** -0.5) if isinstance(query, Tensor) and query.ndim else 1.0

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TypeVar
 
 import torch
@@ -19,6 +19,8 @@ from ropewalk.ops.rotary import Rotary, far_band
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # A sink past this weighs as if it were infinite, and its products do not overflow.
 LARGEST_SINK = 1e38
+# Of a scale or softcap, which kernels take in float32.
+_LARGEST_NUMBER = 1e38
 
 MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
@@ -180,7 +182,7 @@ def check(call: Call) -> None:
     Raises:
         ValueError: says which argument does not fit, and how.
     """
-    problem = _shape_problem(call) or _number_problem(call) or _layout_problem(call)
+    problem = _type_problem(call) or _shape_problem(call) or _number_problem(call) or _layout_problem(call)
     # Asked only where there is something to look at: a decode step has microseconds to spare.
     if problem is None and (call.sinks is not None or call.slopes is not None or call.head_maps is not None):
         problem = _head_problem(call)
@@ -190,7 +192,8 @@ def check(call: Call) -> None:
     if problem is None and call.far_keys is not None:
         problem = _far_problem(call)
     if problem is not None:
-        shapes = ", ".join(f"{name} {tuple(getattr(call, name).shape)}" for name in ("query", "key", "value"))
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name in ("query", "key", "value")
+                           if isinstance(x := getattr(call, name), Tensor))  # fmt: skip
         raise ValueError(f"attention: {problem}; {shapes}")
 
 
@@ -205,6 +208,37 @@ def check_start(layout: Layout) -> None:
         raise ValueError(
             f"attention: query_start {layout.first_query} leaves no room for {queries} queries among {keys} keys"
         )
+
+
+# What an argument must be, beside None.
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(("query", "key", "value", "sinks", "far_keys", "slopes", "key_scale", "value_scale"), Tensor),
+    **dict.fromkeys(("scale", "softcap"), Real),
+    "rotary": Rotary,
+    "layout": Layout,
+    "query_scaling": QueryScaling,
+    "positions": Positions,
+    "pages": Pages,
+}
+
+
+_NEEDED = ("query", "key", "value", "rotary", "scale")
+_KIND_NAMES = {Real: "number", Tensor: "tensor"}
+
+
+def _type_problem(call: Call) -> str | None:
+    for name, kind in _TYPES.items():
+        x = getattr(call, name)
+        if not isinstance(x, kind) and not (x is None and name not in _NEEDED):
+            return f"{name} must be a {_KIND_NAMES.get(kind, kind.__name__)}, got {x!r:.60}"
+    for one in call.head_maps or (call.position_map,):
+        if not isinstance(one, PositionMap):
+            return f"position_map must be a map such as SelfExtend(8, 1024), or one a key head, got {one!r:.60}"
+        one.check()
+    for values in (call.positions, call.pages):
+        if values is not None and not all(isinstance(x, Tensor) for x in vars(values).values()):
+            return f"{', '.join(vars(values))} of {type(values).__name__} must be tensors"
+    return None
 
 
 def _shape_problem(call: Call) -> str | None:
@@ -237,10 +271,10 @@ def _shape_problem(call: Call) -> str | None:
 
 
 def _number_problem(call: Call) -> str | None:
-    if not 0 < call.scale < math.inf:
-        return f"scale must be above 0, and finite, got {call.scale}"
-    if call.softcap is not None and not 0 < call.softcap < math.inf:
-        return f"softcap must be above 0, and finite, got {call.softcap}"
+    if not 0 < call.scale <= _LARGEST_NUMBER:
+        return f"scale must be above 0, and finite, got {call.scale!s:.60}"
+    if call.softcap is not None and not 0 < call.softcap <= _LARGEST_NUMBER:
+        return f"softcap must be above 0, and finite, got {call.softcap!s:.60}"
     return None
 
 
@@ -252,9 +286,16 @@ def _layout_problem(call: Call) -> str | None:
         return None
     if call.pages is not None:
         return "pages say where tokens lie: layout must be left out"
+    lengths = (layout.query_length, layout.key_length, layout.query_start)
+    if not all(x is None or isinstance(x, int | Tensor) for x in lengths):
+        return f"lengths and start of a layout must be whole numbers, got {', '.join(map(repr, lengths))}"
     if layout.query_length != call.query.shape[2] or layout.key_length != call.key.shape[2]:
         return f"layout is for {layout.query_length} queries and {layout.key_length} keys"
-    mask = layout.key_mask
+    start, mask = layout.query_start, layout.key_mask
+    if isinstance(start, Tensor) and start.numel() != 1:
+        return f"query_start must be one number, got {tuple(start.shape)}"
+    if mask is not None and mask.is_meta:
+        return "key_mask is on the meta device, and holds nothing"
     if mask is not None and (mask.ndim != 2 or mask.shape[0] != call.query.shape[0]):
         return f"key_mask must be (batch, keys), got {tuple(mask.shape)}"
     if mask is not None and (mask.is_floating_point() or mask.is_complex()):
@@ -321,6 +362,8 @@ def _broadcasts(x: Tensor, to: Tensor) -> bool:
 def _far_problem(call: Call) -> str | None:
     far_keys, key = call.far_keys, call.key
     assert far_keys is not None
+    if far_keys.device != key.device:
+        return f"devices differ: key {key.device}, far_keys {far_keys.device}"
     band = far_band(call.position_map) if call.head_maps is None else None
     if band is None:
         return f"far_keys needs a map with one far band, which {call.position_map} is not"

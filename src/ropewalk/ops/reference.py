@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from ropewalk.maps.base import EVERYTHING, Band
 from ropewalk.maps.positions import PositionFunction
-from ropewalk.ops.call import LARGEST_SINK, Call
+from ropewalk.ops.call import LARGEST_SINK, Call, Pages
 
 
 def lacks(call: Call) -> str | None:
@@ -62,7 +63,7 @@ def attend(call: Call) -> Tensor:
         logits = product * call.scale
         if call.slopes is not None:
             distance = band.query_positions(m) - band.key_positions(n)
-            logits = logits - call.slopes.to(dtype)[:, None, None] * distance
+            logits = logits - call.slopes.to(dtype)[:, None, None] * distance.to(dtype)
         return logits if call.softcap is None else call.softcap * torch.tanh(logits / call.softcap)
 
     before_start = m < call.position_map.start
@@ -81,13 +82,13 @@ def attend(call: Call) -> Tensor:
 def _texts(call: Call) -> Iterator[tuple[slice, Call]]:
     """The texts of a call with pages, each as a call of its own, and its queries among all."""
     assert call.pages is not None
-    starts = call.pages.query_starts.tolist()
-    page = call.key.shape[2]
+    starts, lengths, page = call.pages.query_starts.tolist(), call.pages.lengths.tolist(), call.key.shape[2]
+    _check_pages(call.pages, starts, lengths, call)
 
     def gathered(x: Tensor, pages: Tensor, tokens: int) -> Tensor:
         return x[pages].transpose(0, 1).flatten(1, 2)[None, :, :tokens]
 
-    for text, tokens in enumerate(call.pages.lengths.tolist()):
+    for text, tokens in enumerate(lengths):
         queries = slice(starts[text], starts[text + 1])
         if queries.start == queries.stop:
             continue
@@ -107,6 +108,22 @@ def _texts(call: Call) -> Iterator[tuple[slice, Call]]:
         )
         [(_, part)] = dense.parts()
         yield queries, part
+
+
+def _check_pages(pages: Pages, starts: list[int], lengths: list[int], call: Call) -> None:
+    """Raises ValueError: the numbers of pages do not fit, which kernels cannot look at."""
+    (stored, _, page), queries = call.key.shape[:3], call.query.shape[2]
+    if starts[0] != 0 or starts[-1] != queries or any(before > after for before, after in pairwise(starts)):
+        raise ValueError(f"attention: query_starts must go from 0 to the {queries} queries, got {starts}")
+    for text, (first, end) in enumerate(pairwise(starts)):
+        table = pages.table[text, : -(-lengths[text] // page)]
+        if not end - first <= lengths[text] <= pages.table.shape[1] * page:
+            raise ValueError(
+                f"attention: text {text} has {lengths[text]} tokens, which must hold its {end - first} queries and lie "
+                f"in its {pages.table.shape[1]} pages of {page}"
+            )
+        if end > first and not ((table >= 0) & (table < stored)).all():
+            raise ValueError(f"attention: text {text} has pages {table.tolist()}, and there are {stored}")
 
 
 def _one_head(call: Call, head: int, heads: int) -> Call:

@@ -75,6 +75,9 @@ class Rotary:
         inverse_frequencies: float32, shape (pairs,); without any, nothing is rotated.
         interleaved: pairs are (0, 1), (2, 3), ... instead of (0, pairs), (1, pairs + 1), ...
         offset: first rotated dimension of a head; the dimensions around the rotated ones pass through.
+
+    Raises:
+        ValueError: the frequencies are something else.
     """
 
     inverse_frequencies: Tensor
@@ -82,13 +85,21 @@ class Rotary:
     offset: int = 0
     tables: Tables = field(default_factory=Tables, init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        frequencies: object = self.inverse_frequencies
+        if not (isinstance(frequencies, Tensor) and frequencies.ndim == 1 and frequencies.is_floating_point()):
+            given = tuple(frequencies.shape) if isinstance(frequencies, Tensor) else f"{frequencies!r:.60}"
+            raise ValueError(f"inverse_frequencies must be floating-point numbers, shape (pairs,), got {given}")
+        if frequencies.is_meta or not frequencies.isfinite().all():
+            raise ValueError(f"inverse_frequencies must be finite, got {frequencies}")
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Rotary, (self.inverse_frequencies, self.interleaved, self.offset)
 
     @classmethod
     def none(cls) -> Rotary:
         """Of a layer without rotary embedding."""
-        return cls(torch.empty(0))
+        return cls(torch.empty(0, device="cpu"))
 
     @cached_property
     def pairs(self) -> int:

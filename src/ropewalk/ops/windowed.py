@@ -118,10 +118,10 @@ def _blocks_cpu(
     query: Tensor, key: Tensor, value: Tensor, scale: float, window: int, block: int
 ) -> tuple[Tensor, Tensor]:
     """Blocks of queries that all see a whole window; the blocks of a row are one batch of overlapping views."""
-    row = torch.arange(block)[:, None]
-    column = torch.arange(window + block - 1)
+    row = torch.arange(block, device=query.device)[:, None]
+    column = torch.arange(window + block - 1, device=query.device)
     hidden = (column < row) | (column >= row + window)
-    bias = torch.zeros(hidden.shape, dtype=query.dtype).masked_fill_(hidden, -torch.inf)
+    bias = torch.zeros(hidden.shape, dtype=query.dtype, device=query.device).masked_fill_(hidden, -torch.inf)
     parts = []
     for q, k, v in zip(query, key, value, strict=True):
         blocks = q.unflatten(1, (-1, block)).transpose(0, 1)

@@ -222,6 +222,7 @@ def extend(
     probe.check_decoder(model)
     window = trained_window if trained_window is not None else _trained_window(model)
     chosen = _choose_map(position_map, target_length, window)
+    chosen.check()
     limits = Limits(chosen, window, enforced=enforce_limit)
     if target_length is not None:
         limits.check(target_length)

@@ -129,17 +129,11 @@ def attention_forward(
     if isinstance(plan, Unchanged):
         assert attention_mask is None or isinstance(attention_mask, Tensor)
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling)
-    if dropout:
-        raise ValueError(f"attention dropout of {dropout} is not supported on an extended model: call model.eval()")
-    if cache is not None:
-        raise ValueError("paged caches (continuous batching) are not supported on an extended model")
-    if output_attentions:
-        raise ValueError("output_attentions=True is not supported on an extended model, which never holds the weights")
-    if isinstance(attention_mask, Tensor):
-        raise ValueError(
-            f"an extended model takes a 2-D attention mask (batch, tokens), got shape {tuple(attention_mask.shape)}"
-        )
-    layout = attention_mask or Layout(query.shape[2], key.shape[2])
+    _refuse(dropout, cache, output_attentions, attention_mask)
+    if torch.is_autocast_enabled(query.device.type):
+        # As torch's own attention does.
+        query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
+    layout = _layout(attention_mask, query, key)
     if not torch.compiler.is_compiling():
         layer: FarKeysLayer | None = getattr(key, LAYER, None)
         far_keys = None if layer is None else layer.view(plan, query, key, value, layout)
@@ -168,3 +162,25 @@ def attention_forward(
                 query, key, value, query_start, layout.key_mask, position_ids, s_aux, scaling, softcap, plan.handle
             )
     return output.transpose(1, 2).contiguous(), None
+
+
+def _refuse(dropout: float, cache: Cache | None, output_attentions: bool | None, mask: Layout | Tensor | None) -> None:
+    """Raises ValueError where a model asks for what an extended one does not give."""
+    if dropout:
+        raise ValueError(f"attention dropout of {dropout} is not supported on an extended model: call model.eval()")
+    if cache is not None:
+        raise ValueError("paged caches (continuous batching) are not supported on an extended model")
+    if output_attentions:
+        raise ValueError("output_attentions=True is not supported on an extended model, which never holds the weights")
+    if isinstance(mask, Tensor):
+        raise ValueError(f"an extended model takes a 2-D attention mask (batch, tokens), got shape {tuple(mask.shape)}")
+
+
+def _layout(mask: Layout | Tensor | None, query: Tensor, key: Tensor) -> Layout:
+    layout = mask if isinstance(mask, Layout) else Layout(query.shape[2], key.shape[2])
+    if layout.key_length != key.shape[2]:
+        raise ValueError(
+            f"attention_mask is for {layout.key_length} tokens, and there are {key.shape[2]}, those in the cache "
+            "included: every one needs a column, and no other has one"
+        )
+    return layout

@@ -71,15 +71,28 @@ class Inputs:
                         f"this cache keeps {layer.get_max_length()} tokens of a sliding window that is disabled on the "
                         "extended model: make it while the model is extended, from model.config"
                     )
-        if tokens.shape[1] > 1 and used.is_compileable and (self.decodes_fused or tokens.device.type == "cuda"):
-            masks = mask.values() if isinstance(mask, dict) else [mask]
-            masks = [layout.key_mask if isinstance(layout, Layout) else layout for layout in masks]
-            if any(_has_gaps(found[:, :length].bool()) for found in masks if isinstance(found, Tensor)):
-                raise ValueError(
-                    "attention_mask has gaps: slots without a token that lie after a row's first one. The decode step "
-                    "of a static cache takes rows that are padded on the left only: use a dynamic cache, or pass an "
-                    "attention_mask of ones where pad tokens inside a prompt are part of the text"
-                )
+        slides = not self.without_windows and any(getattr(layer, "is_sliding", False) for layer in used.layers)
+        if slides and any(_has_gaps(found[:, :length].bool()) for found in _key_masks(mask)):
+            raise ValueError(
+                "attention_mask has gaps: slots without a token that lie after a row's first one. This cache drops "
+                "keys by their slots, and a sliding window of an extended model counts tokens: pass "
+                "past_key_values=DynamicCache(), which keeps every key"
+            )
+        on_device = self.decodes_fused or tokens.device.type == "cuda"
+        steps = tokens.shape[1] > 1 and used.is_compileable and on_device
+        if steps and any(_has_gaps(found[:, :length].bool()) for found in _key_masks(mask)):
+            raise ValueError(
+                "attention_mask has gaps: slots without a token that lie after a row's first one. The decode step of a "
+                "static cache takes rows that are padded on the left only: use a dynamic cache, or pass an "
+                "attention_mask of ones where pad tokens inside a prompt are part of the text"
+            )
+
+
+def _key_masks(mask: Any) -> list[Tensor]:
+    """The masks over keys that a model is given, prepared ones too."""
+    masks = mask.values() if isinstance(mask, dict) else [mask]
+    masks = [layout.key_mask if isinstance(layout, Layout) else layout for layout in masks]
+    return [found for found in masks if isinstance(found, Tensor)]
 
 
 def _one_axis(positions: Tensor, mask: Any) -> Tensor:
