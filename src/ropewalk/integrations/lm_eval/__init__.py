@@ -41,7 +41,8 @@ class RopewalkLM(HFLM):
         map: name of a position map; None for the model as it is, or as something else has extended it.
         max_length: longest text, in tokens, its answer included; by default what the map reaches on the trained window
             (SelfExtend, eq. 4). A map whose parameters are not given takes those that fit this length.
-        trained_window: tokens that the model was trained on; by default its `max_position_embeddings`.
+        trained_window: tokens that the model was trained on; by default its `max_position_embeddings`, or the original
+            context length of a GGUF file that scales its positions.
         sliding_window: as in `ropewalk.extend`.
         query_scaling: as in `ropewalk.extend`.
         options: parameters of the map, such as `group_size=8`; all others are HFLM's.

@@ -204,21 +204,21 @@ class _Scaling:
 
 
 def _read(path: Path) -> _File:
-    from gguf import GGUFReader, dequantize
+    # The reader of gguf takes seconds for a vocabulary.
+    from transformers.integrations.gguf.reader import read_gguf_metadata
 
-    reader = GGUFReader(path)
-    architecture = reader.fields["general.architecture"].contents()
-    prefix = f"{architecture}."
-    metadata = {
-        key.removeprefix(prefix): field.contents()
-        for key, field in reader.fields.items()
-        if key.startswith((f"{prefix}rope.", f"{prefix}context_length"))
-    }
-    tensors = {
-        tensor.name: dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
-        for tensor in reader.tensors
-        if "rope_" in tensor.name
-    }
+    everything, names = read_gguf_metadata(str(path))
+    prefix = f"{everything['general.architecture']}."
+    metadata = {key.removeprefix(prefix): value for key, value in everything.items() if key.startswith(prefix)}
+    tensors: dict[str, _Factors] = {}
+    if any("rope_" in name for name in names):
+        from gguf import GGUFReader, dequantize
+
+        tensors = {
+            tensor.name: dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
+            for tensor in GGUFReader(path).tensors
+            if "rope_" in tensor.name
+        }
     file = _File(path.name, metadata, tensors)
     known = {*(f"rope.scaling.{key}" for key in _SCALING_KEYS), _FREQS, _LONG, _SHORT}
     for name in (*metadata, *tensors):
@@ -232,7 +232,9 @@ def _read(path: Path) -> _File:
 
 
 def _head_dim(config: Any) -> int:
-    head_dim = getattr(config, "global_head_dim", None) or getattr(config, "head_dim", None)
+    if getattr(config, "is_heterogeneous", False):
+        config = config.per_layer_config["full_attention"]
+    head_dim = getattr(config, "head_dim", None)
     return int(head_dim or config.hidden_size // config.num_attention_heads)
 
 
