@@ -11,6 +11,7 @@ pytest.importorskip("lm_eval")
 import lm_eval.tasks
 import torch
 import yaml
+from gguf_files import write_gguf
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 
@@ -75,6 +76,15 @@ def test_a_gguf_file(gguf_file, tmp_path):
     # Its weights are unpacked: packed ones cannot be saved.
     model.extension.restore()
     model.model.save_pretrained(tmp_path)
+
+
+def test_a_gguf_file_that_is_scaled(tmp_path):
+    scaling = {"type": "yarn", "factor": 4.0, "original_context_length": 64}
+    metadata = {f"rope.scaling.{name}": value for name, value in scaling.items()}
+    path = write_gguf(tmp_path / "model.gguf", metadata=metadata)
+    model = RopewalkLM(str(path), device="cpu", map="selfextend", group_size=4, window=16)
+    assert model.model.config.rope_parameters["rope_type"] == "yarn"
+    assert model.extension.trained_window == 64
 
 
 def test_it_says_what_was_done(make):

@@ -41,7 +41,8 @@ class RopewalkLM(HFLM):
         map: name of a position map; None for the model as it is, or as something else has extended it.
         max_length: longest text, in tokens, its answer included; by default what the map reaches on the trained window
             (SelfExtend, eq. 4). A map whose parameters are not given takes those that fit this length.
-        trained_window: tokens that the model was trained on; by default its `max_position_embeddings`.
+        trained_window: tokens that the model was trained on; by default its `max_position_embeddings`, or the original
+            context length of a GGUF file that scales its positions.
         sliding_window: as in `ropewalk.extend`.
         query_scaling: as in `ropewalk.extend`.
         options: parameters of the map, such as `group_size=8`; all others are HFLM's.
@@ -88,13 +89,19 @@ class RopewalkLM(HFLM):
         if max_length is None:
             self._max_length = _finite(self.extension.max_length, self.extension.position_map)
 
-    def _create_model(self, *arguments: Any, gguf_file: str | None = None, **options: Any) -> None:
+    def _create_model(self, pretrained: str, *, gguf_file: str | None = None, **options: Any) -> None:
         if gguf_file is not None:
             from transformers import GgufConfig
 
-            # Else transformers keeps the weights packed.
+            from ropewalk.integrations.transformers import gguf_rope
+
+            # Else transformers keeps the weights packed, and drops how the file scales its positions.
             options["quantization_config"] = GgufConfig(dequantize=True)
-        super()._create_model(*arguments, gguf_file=gguf_file, **options)
+            found = {
+                name: options[name] for name in ("trust_remote_code", "revision", "subfolder") if options.get(name)
+            }
+            options["config"] = gguf_rope.configuration(pretrained, gguf_file, **found)
+        super()._create_model(pretrained, gguf_file=gguf_file, **options)
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes down beside its results."""

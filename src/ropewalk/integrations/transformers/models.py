@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from ropewalk.integrations.transformers import gguf_rope
 from ropewalk.integrations.transformers.sources import ModelError, Source
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class LoadedModel:
 
     @property
     def trained_window(self) -> int | None:
-        """Tokens that the model says it was trained on."""
+        """Tokens that the model says it was trained on: before its positions were scaled, where a GGUF file says so."""
         return trained_window(self.model)
 
     @property
@@ -44,7 +45,8 @@ class LoadedModel:
 
 def trained_window(model: PreTrainedModel) -> int | None:
     """Tokens that a model's configuration says it was trained on; None where it does not say."""
-    window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    config = model.config.get_text_config(decoder=True)
+    window = getattr(config, gguf_rope.TRAINED_WINDOW, None) or getattr(config, "max_position_embeddings", None)
     return window if isinstance(window, int) else None
 
 
@@ -93,10 +95,12 @@ def load(
         # The progress bar of the GGUF reader can be turned off in no other way.
         with nullcontext() if show_progress else redirect_stderr(io.StringIO()):
             tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+            if source.gguf_file is not None:
+                weights["config"] = gguf_rope.configuration(source.location, **options)
             model = AutoModelForCausalLM.from_pretrained(source.location, **options, **weights)
         model.train(False)
         model.to(place)  # type: ignore[arg-type]
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, ModelError):
         raise
     except BaseException as error:  # whatever a broken file sets off in any reader, panics of those in Rust too
         hint = "" if Path(source.location).is_dir() else f" (there is no folder '{source.location}' here either)"
