@@ -315,7 +315,6 @@ def one_extra(name):
     "name",
     [
         "positions of tokens",
-        r"slopes \(ALiBi\)",
         "maps that differ by head",
         "positions that differ by rotary dimension",
         "keys and values with scales",

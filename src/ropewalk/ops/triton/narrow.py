@@ -12,8 +12,6 @@ are re-rotated before, as each band sees them; the queries are re-rotated in reg
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 import triton
@@ -77,22 +75,7 @@ def attend(narrow: Narrow, chunk: int | None = None, config: NarrowConfig | None
     for part in in_parts(key, work, narrow.rotary, chunk):
         tensors = [x[part.rows] for x in (query, key, value)]
         written = [x[part.rows] for x in (output, lse)]
-        kinds = tuple(x.data_ptr() % 16 == 0 for x in (*tensors, *written))
-        slopes_type = None if narrow.slopes is None else narrow.slopes.dtype
-        constants = {
-            "head_dim": head_dim,
-            **rotation(narrow.rotary, query.dtype),
-            "heads_together": together,
-            "block_positions": positions,
-            "block_keys": config.block_keys,
-            "stages": config.stages,
-            "has_softcap": narrow.softcap is not None,
-            "aligned": multiples_of_16(strides),
-        }
-        launch = narrow.rotary.tables.get(
-            ("narrow", kinds, slopes_type, tuple(constants.values()), query.dtype, device, config.warps),
-            partial(_launch, constants, config),
-        )
+        launch = _launch(narrow, config, together, positions, multiples_of_16(strides), (*tensors, *written))
         grid = (triton.cdiv(part.end - part.begin, positions), head_blocks, tensors[0].shape[0])
         with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
             if part.write_keys is not None:
@@ -120,8 +103,27 @@ def attend(narrow: Narrow, chunk: int | None = None, config: NarrowConfig | None
     return output
 
 
-def _launch(constants: dict[str, Any], config: NarrowConfig, key: object) -> Launch:
-    return Launch(_narrow_kernel, constants, {"num_warps": config.warps, "enable_fp_fusion": False})
+def _launch(
+    narrow: Narrow, config: NarrowConfig, together: int, positions: int, aligned: bool, tensors: tuple[Tensor, ...]
+) -> Launch:
+    """Calls that differ in what is looked up here need launches of their own."""
+    query, slopes = narrow.query, narrow.slopes
+    constants = {
+        "head_dim": query.shape[3],
+        **rotation(narrow.rotary, query.dtype),
+        "heads_together": together,
+        "block_positions": positions,
+        "block_keys": config.block_keys,
+        "stages": config.stages,
+        "has_softcap": narrow.softcap is not None,
+        "aligned": aligned,
+    }
+    kinds = (None if slopes is None else slopes.dtype, *(x.data_ptr() % 16 == 0 for x in tensors))
+    options = {"num_warps": config.warps, "enable_fp_fusion": False}
+    return narrow.rotary.tables.get(
+        ("narrow", kinds, tuple(constants.values()), query.dtype, query.device, config.warps),
+        lambda _: Launch(_narrow_kernel, constants, options),
+    )
 
 
 _STRIDES = [f"{x}_{of}" for x in ("query", "key", "value", "output", "lse") for of in ("batch", "head", "token")]
