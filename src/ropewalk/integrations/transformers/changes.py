@@ -18,9 +18,9 @@ class Changes:
         self._before: list[tuple[Any, str, bool, Any]] = []
 
     def set(self, owner: object, name: str, value: Any) -> None:
-        """Sets an attribute of a module or a configuration, which may be a module of a module."""
-        attributes = vars(owner)
-        there = attributes["_modules"] if name in attributes.get("_modules", ()) else attributes
+        """Sets an attribute of a configuration or a module, which may be one of its modules or buffers."""
+        tables = [vars(owner).get(table, {}) for table in ("_modules", "_buffers")]
+        there = next((table for table in tables if name in table), vars(owner))
         self._before.append((owner, name, name in there, there.get(name)))
         setattr(owner, name, value)
 

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache, PreTrainedModel
 
 from ropewalk.integrations.transformers import functions, models, probe
+from ropewalk.integrations.transformers.adapters import adapt
 from ropewalk.integrations.transformers.changes import Changes, own_configurations
 from ropewalk.integrations.transformers.far_keys import far_keys_cache
 from ropewalk.integrations.transformers.frequencies import hold
@@ -234,16 +235,18 @@ def extend(
     hooks: list[RemovableHandle] = []
     try:
         hold(model, window, changes)
-        probed = probe.probe(model, window, limits.max_length if enforce_limit else math.inf)
+        reach = limits.max_length if enforce_limit else math.inf
+        slopes = adapt(model, probe.farthest(window, reach) + 1, changes)
+        probed = probe.probe(model, window, reach, slopes)
         layers = tuple(_decide(layer, sliding_window) for layer in probed)
         _check_some_extended(model, probed, layers)
-        rotary = tuple(_describe(layer) for layer in {layer.rotary: layer for layer in probed}.values())
+        rotary = tuple(dict.fromkeys(map(_describe, {layer.rotary: layer for layer in probed}.values())))
         extension = Extension(
             model, chosen, window, layers, rotary, impl, limits, scaling, _changes=changes, _hooks=hooks
         )
         for layer, decision in zip(probed, layers, strict=True):
             if decision.extended:
-                plan: LayerPlan | Unchanged = LayerPlan(chosen, layer.rotary, scaling, impl, limits)
+                plan: LayerPlan | Unchanged = LayerPlan(chosen, layer.rotary, scaling, impl, limits, layer.slopes)
             else:
                 plan = _own_plan(layer, impl)
             extension._changes.set(layer.module, PLAN, plan)
@@ -277,7 +280,7 @@ def _own_plan(layer: ProbedLayer, impl: Implementation) -> LayerPlan | Unchanged
     if layer.chunk is not None:
         return UNCHANGED
     own = Identity() if layer.sliding_window is None else SlidingWindow(layer.sliding_window)
-    return LayerPlan(own, layer.rotary, None, impl, None)
+    return LayerPlan(own, layer.rotary, None, impl, None, layer.slopes)
 
 
 def _decide(layer: ProbedLayer, sliding_window: SlidingWindowChoice) -> Layer:
@@ -285,7 +288,7 @@ def _decide(layer: ProbedLayer, sliding_window: SlidingWindowChoice) -> Layer:
         return Layer(layer.name, False, f"{_SLIDING} of {layer.sliding_window} tokens")
     if layer.chunk is not None:
         return Layer(layer.name, False, f"{_CHUNKS} of {layer.chunk} tokens")
-    if layer.rotary is None:
+    if layer.rotary is None and layer.slopes is None:
         return Layer(layer.name, False, "no rotary embedding")
     return Layer(layer.name, True, "")
 
@@ -333,7 +336,7 @@ def _switch(extension: Extension, probed: list[ProbedLayer], sliding_window: Sli
         key=len,
     )
     frequencies = {
-        layer.frequencies: layer.rotary.inverse_frequencies
+        layer.frequencies[0]: layer.frequencies[1]
         for layer in probed
         if layer.frequencies is not None and layer.rotary is not None
     }
@@ -381,6 +384,8 @@ def _choose_map(
 
 def _describe(layer: probe.ProbedLayer) -> str:
     rotary = layer.rotary
+    if layer.slopes is not None:
+        return f"none; ALiBi with slopes from {layer.slopes.min():.3g} to {layer.slopes.max():.3g}"
     if rotary is None:
         return "none"
     kind = "interleaved" if rotary.interleaved else "half-split"

@@ -38,6 +38,10 @@ class LayoutMask(Layout):
         """Itself."""
         return self
 
+    def to(self, *args: Any, **kwargs: Any) -> LayoutMask:
+        """Itself."""
+        return self
+
     def __getitem__(self, index: tuple[slice, ...]) -> LayoutMask:
         """The last queries alone, `[:, :, -n:, :]`: where layers share keys, models drop tokens whose scores nobody
         asked for.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
+import torch
 from torch import Tensor
 
 from ropewalk.integrations.transformers.limits import Limits
@@ -33,6 +34,7 @@ class LayerPlan:
 
     Args:
         limits: lengths to check; None for a layer that is left alone.
+        slopes: float32, (heads,), of a layer with ALiBi.
     """
 
     position_map: PositionMap
@@ -40,6 +42,7 @@ class LayerPlan:
     query_scaling: QueryScaling | None
     impl: Implementation
     limits: Limits | None
+    slopes: Tensor | None = None
     # Its key in `plans`.
     handle: int = field(init=False)
     # The rotary embedding as the operator wants it, which keeps tables in it.
@@ -51,7 +54,7 @@ class LayerPlan:
         plans[self.handle] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LayerPlan, (self.position_map, self.rotary, self.query_scaling, self.impl, self.limits)
+        return LayerPlan, (self.position_map, self.rotary, self.query_scaling, self.impl, self.limits, self.slopes)
 
     def call(
         self,
@@ -78,7 +81,14 @@ class LayerPlan:
             sinks,
             self.query_scaling,
             far_keys,
+            slopes=None if self.slopes is None else self._slopes(query.device),
         )
+
+    def _slopes(self, device: torch.device) -> Tensor:
+        """On the device of a call: a model may move after it was measured."""
+        slopes = self.slopes
+        assert slopes is not None
+        return self._rotary.tables.get(("slopes", device), lambda _: slopes.to(device))
 
     def check(self, call: Call, step: Step | None, position_ids: Tensor | None) -> None:
         """Refuses what the module may ask for and the plan does not take.

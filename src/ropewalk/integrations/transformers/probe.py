@@ -7,11 +7,12 @@ One token on its own attends to itself alone, so in every layer its key at posit
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import causal_mask_function
 
+from ropewalk.integrations.transformers.adapters import has_adapter, table_frequencies
 from ropewalk.integrations.transformers.changes import Changes, own_configurations
 from ropewalk.ops.call import device_lacks
 from ropewalk.ops.rotary import Rotary
@@ -33,6 +35,9 @@ _FAR = 1 << 20
 _TOLERANCE = {torch.float32: 2e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2, torch.float64: 2e-3}
 
 
+# How the name of a table of rotations ends.
+_TABLE = "embed_positions"
+
 _OTHERWISE = "models without positions, ALiBi, learned position embeddings and precomputed rotations are not supported"
 
 
@@ -46,18 +51,21 @@ class ProbedLayer:
 
     Attributes:
         rotary: None if it has none.
-        frequencies: name of the model's buffer that holds the rotary embedding's.
+        frequencies: name of the model's buffer that the rotary embedding's were found in, and what it holds; None
+            without a rotary embedding, or where the buffer is a table of rotations.
         sliding_window: keys that it sees, the query's own included; None for all.
         chunk: tokens of the blocks that it attends within; None for none.
+        slopes: of its heads (ALiBi); None for none.
     """
 
     name: str
     module: nn.Module
     rotary: Rotary | None
-    frequencies: str | None
+    frequencies: tuple[str, Tensor] | None = field(compare=False)
     head_dim: int
     sliding_window: int | None
     chunk: int | None
+    slopes: Tensor | None = field(compare=False)
 
 
 # Where a rotary embedding comes from: a buffer's name, whether pairs are interleaved, the first dimension; 1 for the
@@ -78,19 +86,30 @@ class _Call:
 _calls: ContextVar[list[_Call] | None] = ContextVar("calls of a probe", default=None)
 
 
-def probe(model: PreTrainedModel, trained_window: int, reach: int | float = 0) -> list[ProbedLayer]:
+def farthest(trained_window: int, reach: int | float) -> int:
+    """The last position that `probe` measures."""
+    return max(4 * trained_window, (_FAR if math.isinf(reach) else int(reach)) - 1)
+
+
+def probe(
+    model: PreTrainedModel,
+    trained_window: int,
+    reach: int | float = 0,
+    slopes: Mapping[nn.Module, Tensor] | None = None,
+) -> list[ProbedLayer]:
     """Measures every attention layer of the model, in the order they run.
 
     Args:
         model: is what it was, afterwards.
         trained_window: tokens; rotation is measured up to 4 times as far at least.
         reach: tokens that a text may have, which is measured to its end; `math.inf` is followed for 2^20 tokens.
+        slopes: of the modules that have ALiBi.
 
     Raises:
         UnsupportedModelError: attention does not go through transformers' interface, or keys do not rotate as found.
     """
-    end = max(4 * trained_window, (_FAR if math.isinf(reach) else int(reach)) - 1)
-    far_positions = (0, trained_window - 1, 2 * trained_window, 4 * trained_window, end)
+    slopes = slopes or {}
+    far_positions = (0, trained_window - 1, 2 * trained_window, 4 * trained_window, farthest(trained_window, reach))
     with _probing(model), torch.no_grad():
         short_calls = _run(model, _SHORT_POSITIONS)
         candidates = _inverse_frequencies(model)
@@ -105,7 +124,7 @@ def probe(model: PreTrainedModel, trained_window: int, reach: int | float = 0) -
         for short, far in zip(short_calls, far_calls, strict=True):
             measured.append(rotaries.measure(short, far, _SHORT_POSITIONS, far_positions))
             rotaries.confirm(far, measured[-1], far_positions)
-    if all(rotary is None for rotary in measured):
+    if all(rotary is None for rotary in measured) and not slopes:
         raise UnsupportedModelError(
             f"no layer of {type(model).__name__} rotates its keys: it has no rotary embedding to extend ({_OTHERWISE})"
         )
@@ -113,7 +132,16 @@ def probe(model: PreTrainedModel, trained_window: int, reach: int | float = 0) -
     for call, rotary in zip(short_calls, measured, strict=True):
         name = rotaries.name(call.module)
         source = None if rotary is None else rotaries.source(rotary)
-        layer = ProbedLayer(name, call.module, rotary, source, call.key.shape[-1], call.sliding_window, call.chunk)
+        layer = ProbedLayer(
+            name=name,
+            module=call.module,
+            rotary=rotary,
+            frequencies=source,
+            head_dim=call.key.shape[-1],
+            sliding_window=call.sliding_window,
+            chunk=call.chunk,
+            slopes=slopes.get(call.module),
+        )
         if layers.setdefault(call.module, layer) != layer:
             raise UnsupportedModelError(f"{name} of {type(model).__name__} attends in two different ways")
     return list(layers.values())
@@ -125,7 +153,7 @@ def check_decoder(model: PreTrainedModel) -> None:
         raise UnsupportedModelError(f"{type(model).__name__} cannot be extended where it is: {lacks}")
     if model.config.is_encoder_decoder:
         raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder: only decoders are supported")
-    if not _inverse_frequencies(model):
+    if not (_inverse_frequencies(model) or any(map(has_adapter, model.modules()))):
         raise UnsupportedModelError(
             f"{type(model).__name__} has no rotary embedding that could be extended: none of its buffers holds inverse "
             f"frequencies ({_OTHERWISE})"
@@ -164,6 +192,9 @@ class _Mask:
         self.window, self.chunk = window, chunk
 
     def contiguous(self) -> _Mask:
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> _Mask:
         return self
 
     def __getattr__(self, name: str) -> NoReturn:
@@ -248,11 +279,11 @@ def _run(model: PreTrainedModel, positions: tuple[int, ...]) -> list[_Call]:
     calls: list[_Call] = []
     token = _calls.set(calls)
     try:
-        model(
-            input_ids=tokens.repeat(len(positions))[:, None],
-            position_ids=torch.tensor(positions, device=model.device).repeat_interleave(_TOKENS)[:, None],
-            use_cache=False,
-        )
+        at = {"position_ids": torch.tensor(positions, device=model.device).repeat_interleave(_TOKENS)[:, None]}
+        taken = inspect.signature(model.forward).parameters
+        # Models without positions, such as those with ALiBi, take none.
+        at = at if "position_ids" in taken or not any(map(has_adapter, model.modules())) else {}
+        model(input_ids=tokens.repeat(len(positions))[:, None], use_cache=False, **at)
         return calls
     except (UnsupportedModelError, torch.OutOfMemoryError):
         raise
@@ -277,9 +308,10 @@ class _Rotaries:
         name: str = self._names[module]
         return name
 
-    def source(self, rotary: Rotary) -> str:
-        """The buffer that a measured rotary embedding was made from."""
-        return next(source for (source, *_), known in self._known.items() if known is rotary)
+    def source(self, rotary: Rotary) -> tuple[str, Tensor] | None:
+        """The buffer of frequencies that a measured rotary embedding was made from, and what it holds."""
+        name = next(source for (source, *_), known in self._known.items() if known is rotary)
+        return None if name.endswith(_TABLE) else (name, self._candidates[name].float().clone())
 
     def measure(
         self, short: _Call, far: _Call, positions: tuple[int, ...], far_positions: tuple[int, ...]
@@ -395,12 +427,16 @@ def _in_any_order(x: Tensor, positions: tuple[int, ...], frequencies: Tensor, in
 
 
 def _inverse_frequencies(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The model's inverse frequencies by name, without the copies that dynamic kinds keep of their originals."""
-    return {
+    """The model's inverse frequencies by name, without the copies that dynamic kinds keep of their originals; where it
+    has only tables of rotations, those of the first."""
+    named = dict(model.named_buffers())
+    found = {
         name: buffer
-        for name, buffer in model.named_buffers()
+        for name, buffer in named.items()
         if name.endswith("inv_freq") and "original" not in name and buffer.ndim == 1
     }
+    tables = [name for name, buffer in named.items() if name.endswith(_TABLE) and buffer.ndim == 2]
+    return found or {name: table_frequencies(named[name]) for name in tables[:1] if len(named[name]) > 1}
 
 
 @contextmanager
