@@ -12,9 +12,11 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from ropewalk.integrations.transformers.adapters import adapt
+from ropewalk.integrations.transformers.changes import Changes
 from ropewalk.integrations.transformers.rope_scaling import fixed_frequencies
 
-INTERLEAVED = ("cohere", "glm", "llama4")
+INTERLEAVED = ("cohere", "glm", "llama4", "gptj", "codegen")
 # First rotated dimension of a head, where it is not 0.
 FIRST_ROTATED = {"deepseek-v3": 8}
 
@@ -28,7 +30,7 @@ def naive_attention(model, name, position_map, extend_sliding=False, query_facto
         length, groups = query.shape[2], query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
         chunked = "chunked" in str(
-            getattr(module.config, "layer_types", None) and module.config.layer_types[module.layer_idx]
+            getattr(model.config, "layer_types", None) and model.config.layer_types[module.layer_idx]
         )
         if (sliding_window is None or extend_sliding) and getattr(module, "use_rope", True) and not chunked:
             if query_factors is not None:
@@ -62,20 +64,27 @@ def naive_attention(model, name, position_map, extend_sliding=False, query_facto
     AttentionMaskInterface.register("naive", mask)
     previous = model.config._attn_implementation
     model.set_attn_implementation("naive")
+    # Some models take no such name by themselves.
+    model.config._attn_implementation_internal = "naive"
     window = getattr(model.config, "sliding_window", None)
     try:
         if extend_sliding and window is not None:
             model.config.sliding_window = 1 << 40
+        adapt(model, 1000, changes := Changes())
         with fixed_frequencies(model, model.config.max_position_embeddings):
             yield
     finally:
+        changes.undo()
         if extend_sliding and window is not None:
             model.config.sliding_window = window
+        model.config._attn_implementation_internal = previous
         model.set_attn_implementation(previous)
 
 
 def _frequencies(model, module):
     """The model's frequencies; Gemma 3 has one set for each kind of layer."""
+    if hasattr(module, "embed_positions"):
+        return 10_000.0 ** -(torch.arange(0, module.rotary_dim, 2) / module.rotary_dim)
     buffers = {name.rsplit(".", 1)[-1]: buffer for name, buffer in model.named_buffers()}
     if "inv_freq" in buffers:
         return buffers["inv_freq"]

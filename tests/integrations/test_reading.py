@@ -57,12 +57,11 @@ def unsplit(reading, question):
 
 
 @pytest.mark.parametrize("is_extended", [False, True])
-@pytest.mark.parametrize("name", [*TINY_MODELS, *CHANGING])
+@pytest.mark.parametrize("name", TINY_MODELS)
 def test_answers_are_those_of_the_whole_prompt(name, is_extended, tokenizer, tmp_path):
     """Also of layers with a window, which keep only the last tokens; also from a file."""
-    if is_extended and name in CHANGING:
-        pytest.skip("cannot be extended")
-    model = tiny_model(name)
+    # Without a map, where a text is longer than a table of rotations, there is none for its end.
+    model = tiny_model(name, 64 if is_extended or name not in ("gptj", "codegen") else 500)
     with extended(model, name, is_extended):
         reading = read(model, tokenizer, TEXT, chunk=16)
         assert reading.tokens == len(reading.document.prompt()) - 2

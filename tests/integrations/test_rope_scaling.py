@@ -25,6 +25,8 @@ REFUSED = {
     "llama-yarn": "its rope_type is 'yarn', and only 'default' ones",
     "llama-dynamic": "its rope_type is 'dynamic'",
     "phi3-longrope": "its rope_type is 'longrope'",
+    "gptj": "keeps its rotations in a table",
+    "codegen": "keeps its rotations in a table",
     "gpt2": "no rotary embedding",
     "t5": "encoder-decoder",
 }

@@ -28,8 +28,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:a text of:UserWarning")
 
 def unmodified(name, ids):
     """Logits of the model as it is; where windows must be disabled, of the model made without one; where frequencies
-    change with the length, with those of the trained window."""
+    change with the length, with those of the trained window; where it has a table of rotations, with a longer one."""
     changes = {"sliding_window": None} if TINY_MODELS[name].disable_window else {}
+    if any(each.endswith("embed_positions") for each, _ in shared(name).named_buffers()):
+        changes = {"max_position_embeddings": 1000}
     model = tiny_model(name, **changes) if changes else shared(name)
     with fixed_frequencies(model, model.config.max_position_embeddings):
         return logits(model, ids)

@@ -36,7 +36,7 @@ def test_refused(name, how):
 
 def test_the_reason_comes_before_a_missing_training_window():
     with pytest.raises(UnsupportedModelError, match="no rotary embedding"):
-        ropewalk.extend(tiny_model("bloom"), MAP)
+        ropewalk.extend(tiny_model("gpt2"), MAP)
 
 
 def test_a_model_that_only_has_sliding_windows():

@@ -95,6 +95,11 @@ TINY_MODELS: dict[str, TinyModel] = {
     "gpt-neox": TinyModel("GPTNeoXConfig", {"rotary_pct": 0.25, "head_dim": 16}),
     "cohere": TinyModel("CohereConfig", {"logit_scale": 1.0}),
     "glm": TinyModel("GlmConfig", {"head_dim": 16}),
+    # What does not go through the AttentionInterface by itself.
+    "falcon": TinyModel("FalconConfig", {"alibi": False}),
+    "gptj": TinyModel("GPTJConfig", {"rotary_dim": 8}),
+    "codegen": TinyModel("CodeGenConfig", {"rotary_dim": 8}),
+    "gpt-neox-japanese": TinyModel("GPTNeoXJapaneseConfig", {"attention_dropout": 0.0, "hidden_dropout": 0.0}),
     "diffllama": TinyModel("DiffLlamaConfig"),  # each module attends twice
     "smollm3": TinyModel("SmolLM3Config", {"num_hidden_layers": 4}),
     "llama-dynamic": TinyModel(
@@ -155,13 +160,19 @@ TINY_MODELS: dict[str, TinyModel] = {
     ),
 }
 
+# With ALiBi instead of a rotary embedding.
+ALIBI_MODELS: dict[str, TinyModel] = {
+    "mpt": TinyModel("MptConfig", {"max_seq_len": 64}),
+    "mpt-six-heads": TinyModel("MptConfig", {"max_seq_len": 64, "num_attention_heads": 6, "hidden_size": 96}),
+    "mpt-clipped": TinyModel("MptConfig", {"max_seq_len": 64, "attn_config": {"clip_qkv": 1.0}}),
+    "bloom": TinyModel("BloomConfig"),
+    "falcon-alibi": TinyModel("FalconConfig", {"alibi": True, "multi_query": False}),
+    "falcon-alibi-multi-query": TinyModel("FalconConfig", {"alibi": True}),
+}
+
 REFUSED_MODELS: dict[str, TinyModel] = {
     "gpt2": TinyModel("GPT2Config", refused="no rotary embedding"),
     "opt": TinyModel("OPTConfig", {"word_embed_proj_dim": 64, "ffn_dim": 64}, refused="no rotary embedding"),
-    "bloom": TinyModel("BloomConfig", refused="no rotary embedding"),
-    "falcon": TinyModel("FalconConfig", {"alibi": False}, refused="AttentionInterface"),
-    "falcon-alibi": TinyModel("FalconConfig", {"alibi": True}, refused="AttentionInterface"),
-    "gptj": TinyModel("GPTJConfig", {"rotary_dim": 8}, refused="no rotary embedding"),
     "t5": TinyModel(
         "T5Config",
         {"d_model": 64, "d_kv": 16, "d_ff": 64, "decoder_start_token_id": 0},
@@ -179,14 +190,14 @@ REFUSED_MODELS: dict[str, TinyModel] = {
 
 
 def tiny_model(name: str, trained_window: int = 64, **changes: Any) -> PreTrainedModel:
-    """A model of `TINY_MODELS` or `REFUSED_MODELS`, in eval mode and float32; the same weights at every call.
+    """A model of one of the sets above, in eval mode and float32; the same weights at every call.
 
     Args:
-        name: its name there.
+        name: its name in `TINY_MODELS`, `ALIBI_MODELS` or `REFUSED_MODELS`.
         trained_window: tokens that it says it was trained on.
         changes: further arguments of its configuration.
     """
-    return {**TINY_MODELS, **REFUSED_MODELS}[name].build(trained_window, **changes)
+    return {**TINY_MODELS, **ALIBI_MODELS, **REFUSED_MODELS}[name].build(trained_window, **changes)
 
 
 def _fill(name: str, parameter: Tensor) -> None:

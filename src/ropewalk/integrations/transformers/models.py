@@ -46,8 +46,10 @@ class LoadedModel:
 def trained_window(model: PreTrainedModel) -> int | None:
     """Tokens that a model's configuration says it was trained on; None where it does not say."""
     config = model.config.get_text_config(decoder=True)
-    window = getattr(config, gguf_rope.TRAINED_WINDOW, None) or getattr(config, "max_position_embeddings", None)
-    return window if isinstance(window, int) else None
+    # The last is MPT's.
+    names = (gguf_rope.TRAINED_WINDOW, "max_position_embeddings", "max_seq_len")
+    windows = (getattr(config, name, None) for name in names)
+    return next((window for window in windows if isinstance(window, int)), None)
 
 
 def load(

@@ -18,6 +18,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ropewalk.integrations.transformers import probe
+from ropewalk.integrations.transformers.adapters import adapt
+from ropewalk.integrations.transformers.changes import Changes
 from ropewalk.integrations.transformers.extend import EXTENSION
 from ropewalk.integrations.transformers.frequencies import changes_with_length, fixed
 from ropewalk.integrations.transformers.probe import UnsupportedModelError
@@ -105,6 +107,8 @@ def _rotary_embedding(model: PreTrainedModel) -> tuple[str, nn.Module]:
         for name, module in model.named_modules(remove_duplicate=False)
         if any(buffer.endswith("inv_freq") for buffer, _ in module.named_buffers(recurse=False))
     }
+    if not found:
+        raise UnsupportedModelError(f"{kind} keeps its rotations in a table, or has none: there is nothing to scale")
     if len(found) > 1:
         raise UnsupportedModelError(
             f"{kind} has {len(found)} rotary embeddings ({', '.join(found)}): frequencies are scaled where all layers "
@@ -192,8 +196,13 @@ def _check_layers(model: PreTrainedModel, trained_window: int) -> None:
         UnsupportedModelError: one does not.
     """
     probe.register_functions()
-    with fixed_frequencies(model, 4 * trained_window):
-        layers = probe.probe(model, trained_window)
+    changes = Changes()
+    try:
+        adapt(model, probe.farthest(trained_window, 0) + 1, changes)
+        with fixed_frequencies(model, 4 * trained_window):
+            layers = probe.probe(model, trained_window)
+    finally:
+        changes.undo()
     without = [layer.name for layer in layers if layer.rotary is None]
     if without:
         raise UnsupportedModelError(
