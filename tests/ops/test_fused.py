@@ -119,10 +119,11 @@ def test_a_mask_is_read_once(no_host_reads):
     mask = torch.arange(40, device=DEVICE) >= torch.tensor([0, 9], device=DEVICE)[:, None]
     layout = Layout(1, 40, key_mask=mask)
     q, k, v = tensors(2, 2, 1, 1, 40, 16)
+    rotary = rotary_of(16)
     assert layout.step(2, DEVICE).tokens == 40
     no_host_reads.forbid()
     for _ in range(3):
-        attention(q, k, v, SelfExtend(3, 8), rotary_of(16), layout=layout, impl="fused")
+        attention(q, k, v, SelfExtend(3, 8), rotary, layout=layout, impl="fused")
     assert no_host_reads.run() == 6
 
 

@@ -90,7 +90,9 @@ class Rotary:
         if not (isinstance(frequencies, Tensor) and frequencies.ndim == 1 and frequencies.is_floating_point()):
             given = tuple(frequencies.shape) if isinstance(frequencies, Tensor) else f"{frequencies!r:.60}"
             raise ValueError(f"inverse_frequencies must be floating-point numbers, shape (pairs,), got {given}")
-        if frequencies.is_meta or not frequencies.isfinite().all():
+        # On another device nothing is waited for.
+        is_read = frequencies.device.type == "cpu" and frequencies.numel() > 0 and type(frequencies) is Tensor
+        if frequencies.is_meta or (is_read and not frequencies.isfinite().all()):
             raise ValueError(f"inverse_frequencies must be finite, got {frequencies}")
 
     def __reduce__(self) -> tuple[Any, ...]:
