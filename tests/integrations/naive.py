@@ -22,8 +22,9 @@ FIRST_ROTATED = {"deepseek-v3": 8}
 
 
 @contextmanager
-def naive_attention(model, name, position_map, extend_sliding=False, query_factors=None):
-    """The model under a map, computed naively. For one text without padding, all of it at once."""
+def naive_attention(model, name, position_map, extend_sliding=False, query_factors=None, by_layer=None):
+    """The model under a map, or one for each attention module, computed naively. For one text without padding, all of
+    it at once."""
 
     def attend(module, query, key, value, mask, scaling, sliding_window=None, softcap=None, s_aux=None, **kwargs):
         query, key, value = (x.double() for x in (query, key, value))
@@ -39,7 +40,7 @@ def naive_attention(model, name, position_map, extend_sliding=False, query_facto
             turned_back = torch.polar(torch.tensor(1.0).double(), -torch.arange(length)[:, None] * frequencies)
             query_pairs, query_rest = _pairs(query, name, len(frequencies))
             key_pairs, key_rest = _pairs(key, name, len(frequencies))
-            relative = position_map.relative_positions(length)
+            relative = (by_layer[module] if by_layer else position_map).relative_positions(length)
             mask = mask & (relative >= 0)
             turned = torch.polar(torch.tensor(1.0).double(), relative[..., None] * frequencies)
             scores = torch.einsum(

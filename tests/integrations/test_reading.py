@@ -21,7 +21,6 @@ MAP = ropewalk.SelfExtend(group_size=4, window=8)
 TEXT = "The sea is wide. The hill is high. The bread is warm.\n"
 QUESTIONS = ("What is wide?", "", "Why?", "What is wide?", "\n\n And what, beside it, is high?")
 NEW = 6
-CHANGING = ("llama-dynamic", "phi3-longrope")
 
 
 @pytest.fixture(scope="module")

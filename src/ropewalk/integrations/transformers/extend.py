@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
@@ -46,11 +48,17 @@ _NO_WINDOW = 1 << 40
 
 @dataclass(frozen=True)
 class Layer:
-    """One attention layer of an extended model, and what it does now."""
+    """One attention layer of an extended model, and what it does now.
+
+    Attributes:
+        reason: why it is left alone.
+        position_map: that it computes under; None where it is left alone.
+    """
 
     name: str
     extended: bool
     reason: str
+    position_map: PositionMap | None = None
 
 
 @dataclass(eq=False)
@@ -58,7 +66,7 @@ class Extension:
     """What `extend` did to a model. A context manager: leaving it restores the model.
 
     Attributes:
-        position_map: the map in use.
+        position_map: the map in use; where layers have maps of their own (`layers`), the one that reaches least.
         trained_window: tokens that the model was trained on.
         layers: every attention layer, extended or left alone, and why.
         rotary: the rotary embeddings found, in words.
@@ -142,8 +150,12 @@ class Extension:
             if not layer.extended:
                 alone[layer.reason] = alone.get(layer.reason, 0) + 1
         problem = self._problem
+        counts = Counter(str(layer.position_map) for layer in extended)
+        maps = ", ".join(
+            f"{one} ({count} of {len(extended)} layers)" if len(counts) > 1 else one for one, count in counts.items()
+        )
         lines = [
-            f"{type(self.model).__name__} under {self.position_map}" + (f" (no longer: {problem})" if problem else ""),
+            f"{type(self.model).__name__} under {maps}" + (f" (no longer: {problem})" if problem else ""),
             f"  trained window   {self.trained_window} tokens",
             f"  reaches          {self.max_length} tokens (eq. 4), recommended {self.recommended_length} (eq. 5)",
             f"  layers           {len(extended)} of {len(self.layers)} extended",
@@ -175,7 +187,7 @@ def check_length(model: PreTrainedModel, tokens: int) -> None:
 
 def extend(
     model: PreTrainedModel,
-    position_map: PositionMap | type[PositionMap] | None = None,
+    position_map: PositionMap | type[PositionMap] | Sequence[PositionMap] | None = None,
     *,
     target_length: int | None = None,
     trained_window: int | None = None,
@@ -188,7 +200,8 @@ def extend(
 
     Args:
         model: a decoder whose attention goes through transformers' AttentionInterface and that has rotary embeddings.
-        position_map: a map, or a kind of map with its parameters chosen for `target_length`; by default SelfExtend.
+        position_map: a map, or a kind of map with its parameters chosen for `target_length`; by default SelfExtend. Or
+            a map for each attention layer, in their order; those of layers that are left alone are not looked at.
         target_length: tokens that the model should read, its answer included.
         trained_window: tokens that the model was trained on; by default its `max_position_embeddings`.
         sliding_window: "keep" leaves sliding-window layers as they are, their windows counted in tokens even where
@@ -222,9 +235,10 @@ def extend(
         trained_window = whole("trained_window", trained_window, 1)
     probe.check_decoder(model)
     window = trained_window if trained_window is not None else _trained_window(model)
-    chosen = _choose_map(position_map, target_length, window)
-    chosen.check()
-    limits = Limits(chosen, window, enforced=enforce_limit)
+    maps = _choose_maps(position_map, target_length, window)
+    for one in maps:
+        one.check()
+    limits = Limits(maps, window, enforced=enforce_limit)
     if target_length is not None:
         limits.check(target_length)
     scaling = None if query_scaling is None else QueryScaling(query_scaling, window)
@@ -238,15 +252,24 @@ def extend(
         reach = limits.max_length if enforce_limit else math.inf
         slopes = adapt(model, probe.farthest(window, reach) + 1, changes)
         probed = probe.probe(model, window, reach, slopes)
-        layers = tuple(_decide(layer, sliding_window) for layer in probed)
+        if len(maps) == 1:
+            maps *= len(probed)
+        elif len(maps) != len(probed):
+            raise ValueError(
+                f"{type(model).__name__} has {len(probed)} attention layers, and there are {len(maps)} maps: pass one "
+                "for all, or one for each"
+            )
+        layers = tuple(_decide(layer, sliding_window, one) for layer, one in zip(probed, maps, strict=True))
         _check_some_extended(model, probed, layers)
         rotary = tuple(dict.fromkeys(map(_describe, {layer.rotary: layer for layer in probed}.values())))
+        limits = Limits(tuple(layer.position_map for layer in layers if layer.position_map), window, enforce_limit)
         extension = Extension(
-            model, chosen, window, layers, rotary, impl, limits, scaling, _changes=changes, _hooks=hooks
+            model, limits.position_map, window, layers, rotary, impl, limits, scaling, _changes=changes, _hooks=hooks
         )
         for layer, decision in zip(probed, layers, strict=True):
-            if decision.extended:
-                plan: LayerPlan | Unchanged = LayerPlan(chosen, layer.rotary, scaling, impl, limits, layer.slopes)
+            if decision.position_map is not None:
+                one = decision.position_map
+                plan: LayerPlan | Unchanged = LayerPlan(one, layer.rotary, scaling, impl, limits, layer.slopes)
             else:
                 plan = _own_plan(layer, impl)
             extension._changes.set(layer.module, PLAN, plan)
@@ -283,14 +306,14 @@ def _own_plan(layer: ProbedLayer, impl: Implementation) -> LayerPlan | Unchanged
     return LayerPlan(own, layer.rotary, None, impl, None, layer.slopes)
 
 
-def _decide(layer: ProbedLayer, sliding_window: SlidingWindowChoice) -> Layer:
+def _decide(layer: ProbedLayer, sliding_window: SlidingWindowChoice, position_map: PositionMap) -> Layer:
     if layer.sliding_window is not None and sliding_window == "keep":
         return Layer(layer.name, False, f"{_SLIDING} of {layer.sliding_window} tokens")
     if layer.chunk is not None:
         return Layer(layer.name, False, f"{_CHUNKS} of {layer.chunk} tokens")
     if layer.rotary is None and layer.slopes is None:
         return Layer(layer.name, False, "no rotary embedding")
-    return Layer(layer.name, True, "")
+    return Layer(layer.name, True, "", position_map)
 
 
 def _check_some_extended(model: PreTrainedModel, probed: list[ProbedLayer], layers: tuple[Layer, ...]) -> None:
@@ -370,16 +393,23 @@ def _trained_window(model: PreTrainedModel) -> int:
     return window
 
 
-def _choose_map(
-    position_map: PositionMap | type[PositionMap] | None, target_length: int | None, trained_window: int
-) -> PositionMap:
+def _choose_maps(
+    position_map: PositionMap | type[PositionMap] | Sequence[PositionMap] | None,
+    target_length: int | None,
+    trained_window: int,
+) -> tuple[PositionMap, ...]:
+    """One for all layers, or one for each."""
     if isinstance(position_map, PositionMap):
-        return position_map
+        return (position_map,)
+    if isinstance(position_map, list | tuple) and position_map:
+        if all(isinstance(one, PositionMap) for one in position_map):
+            return tuple(position_map)
+        raise TypeError(f"position_map must be a position map, or one a layer, got {position_map!r:.100}")
     if position_map is not None and not (isinstance(position_map, type) and issubclass(position_map, PositionMap)):
         raise TypeError(f"position_map must be a position map such as SelfExtend(8, 1024), got {position_map!r}")
     if target_length is None:
         raise ValueError("pass a position map such as SelfExtend(group_size=8, window=1024), or target_length=...")
-    return (position_map or SelfExtend).for_length(target_length, trained_window)
+    return ((position_map or SelfExtend).for_length(target_length, trained_window),)
 
 
 def _describe(layer: probe.ProbedLayer) -> str:

@@ -83,8 +83,10 @@ def of_extension(model: PreTrainedModel) -> dict[str, Any] | None:
     if extension is None:
         return None
     scaling = extension.query_scaling
+    maps = [layer.position_map for layer in extension.layers if layer.position_map is not None]
     return {
         "map": extension.position_map.to_dict(),
+        **({"maps": [one.to_dict() for one in maps]} if len(set(maps)) > 1 else {}),
         "layers": [layer.name for layer in extension.layers if layer.extended],
         "query_scaling": None if scaling is None else [scaling.kind, extension.trained_window],
     }

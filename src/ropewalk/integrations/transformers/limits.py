@@ -15,18 +15,24 @@ from ropewalk.ops.layout import Step
 
 @dataclass
 class Limits:
-    """Lengths that a map can reach on a model. The warning of eq. 5 is given once."""
+    """Lengths that maps can reach on a model: those of the one that reaches least. The warning of eq. 5 is given once.
 
-    position_map: PositionMap
+    Attributes:
+        position_map: that one.
+    """
+
+    maps: tuple[PositionMap, ...]
     trained_window: int
     enforced: bool
+    position_map: PositionMap = field(init=False)
     max_length: int | float = field(init=False)
     recommended_length: int | float = field(init=False)
     _warned: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
+        self.position_map = min(self.maps, key=lambda one: one.max_length(self.trained_window))
         self.max_length = self.position_map.max_length(self.trained_window)
-        self.recommended_length = self.position_map.recommended_length(self.trained_window)
+        self.recommended_length = min(one.recommended_length(self.trained_window) for one in self.maps)
 
     def check(self, length: int) -> None:
         """Raises LengthError past eq. 4 and warns once past eq. 5."""
