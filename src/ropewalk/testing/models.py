@@ -14,23 +14,12 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-VOCABULARY = 96
+from ropewalk.testing.configurations import VOCABULARY as VOCABULARY
+from ropewalk.testing.configurations import small_configuration
 
-# Names differ between architectures; a configuration takes what it knows.
-_SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-}
 _LOCAL_AND_GLOBAL = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
 
 
@@ -40,7 +29,8 @@ class TinyModel:
 
     Args:
         config: name of a configuration class of transformers.
-        options: its arguments, beside the sizes that all share.
+        options: its arguments, beside the sizes that all share. Those of a configuration within it are a mapping under
+            its name.
         auto: the class of transformers that makes the model.
         refused: text that must be in the error of `ropewalk.extend`; empty for a model that can be extended.
         disable_window: whether `extend` needs `sliding_window="disable"` to find a layer to extend.
@@ -52,10 +42,18 @@ class TinyModel:
     refused: str = ""
     disable_window: bool = False
 
-    def build(self, trained_window: int, **changes: Any) -> PreTrainedModel:
-        """The model, with weights that depend on their names and shapes alone. Leaves the random state as it was."""
-        options = {**_SIZES, "max_position_embeddings": trained_window, **self.options, **changes}
-        config = getattr(transformers, self.config)(**options)
+    def build(self, trained_window: int, *, dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
+        """The model, with weights that depend on their names and shapes alone. Leaves the random state as it was.
+
+        Args:
+            trained_window: tokens that it says it was trained on.
+            dtype: of its weights.
+            changes: further arguments of its configuration.
+        """
+        options = {**self.options, **changes}
+        config = small_configuration(getattr(transformers, self.config), options, trained_window)
+        if dtype == torch.float64:
+            config._experts_implementation = "eager"  # the others do without it
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # for what is not filled below
             model: PreTrainedModel = getattr(transformers, self.auto).from_config(config)
@@ -63,6 +61,7 @@ class TinyModel:
             for name, parameter in model.named_parameters():
                 _fill(name, parameter)
         model.train(False)
+        nn.Module.to(model, dtype)  # the model's own says something else of its types
         return model
 
 
