@@ -170,8 +170,10 @@ ALIBI_MODELS: dict[str, TinyModel] = {
 }
 
 REFUSED_MODELS: dict[str, TinyModel] = {
-    "gpt2": TinyModel("GPT2Config", refused="no rotary embedding"),
-    "opt": TinyModel("OPTConfig", {"word_embed_proj_dim": 64, "ffn_dim": 64}, refused="no rotary embedding"),
+    "gpt2": TinyModel("GPT2Config", refused="position embeddings are learned"),
+    "opt": TinyModel(
+        "OPTConfig", {"word_embed_proj_dim": 64, "ffn_dim": 64}, refused="position embeddings are learned"
+    ),
     "t5": TinyModel(
         "T5Config",
         {"d_model": 64, "d_kv": 16, "d_ff": 64, "decoder_start_token_id": 0},
@@ -184,7 +186,7 @@ REFUSED_MODELS: dict[str, TinyModel] = {
         auto="AutoModelForMaskedLM",
         refused="causal",
     ),
-    "mamba": TinyModel("MambaConfig", {"state_size": 8}, refused="no rotary embedding"),
+    "mamba": TinyModel("MambaConfig", {"state_size": 8}, refused="no attention layer"),
 }
 
 

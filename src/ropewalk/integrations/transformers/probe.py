@@ -28,6 +28,8 @@ from ropewalk.ops.rotary import Rotary
 PROBE_NAME = "ropewalk-probe"
 
 _TOKENS = 4
+# Of a text whose keys are counted.
+_TEXT = 129
 _SHORT_POSITIONS = (0, 1, 2, 5, 17, 63)
 # How far a map without an end is followed.
 _FAR = 1 << 20
@@ -38,7 +40,10 @@ _TOLERANCE = {torch.float32: 2e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2, to
 # How the name of a table of rotations ends.
 _TABLE = "embed_positions"
 
-_OTHERWISE = "models without positions, ALiBi, learned position embeddings and precomputed rotations are not supported"
+_WITHOUT_POSITIONS = (
+    "{} has attention without positions: its keys are the same wherever they are, so there is nothing to extend, and "
+    "no position that it was not trained on"
+)
 
 
 class UnsupportedModelError(ValueError):
@@ -114,10 +119,8 @@ def probe(
         short_calls = _run(model, _SHORT_POSITIONS)
         candidates = _inverse_frequencies(model)
         if not short_calls:
-            raise UnsupportedModelError(
-                f"the attention of {type(model).__name__} does not go through transformers' AttentionInterface, "
-                "so nothing can be put in its place"
-            )
+            raise UnsupportedModelError(_without_calls(model))
+        _check_keys(model)
         rotaries = _Rotaries(model, candidates)
         far_calls = _run(model, far_positions)
         measured = []
@@ -125,9 +128,7 @@ def probe(
             measured.append(rotaries.measure(short, far, _SHORT_POSITIONS, far_positions))
             rotaries.confirm(far, measured[-1], far_positions)
     if all(rotary is None for rotary in measured) and not slopes:
-        raise UnsupportedModelError(
-            f"no layer of {type(model).__name__} rotates its keys: it has no rotary embedding to extend ({_OTHERWISE})"
-        )
+        raise UnsupportedModelError(_WITHOUT_POSITIONS.format(type(model).__name__))
     layers: dict[nn.Module, ProbedLayer] = {}
     for call, rotary in zip(short_calls, measured, strict=True):
         name = rotaries.name(call.module)
@@ -153,11 +154,62 @@ def check_decoder(model: PreTrainedModel) -> None:
         raise UnsupportedModelError(f"{type(model).__name__} cannot be extended where it is: {lacks}")
     if model.config.is_encoder_decoder:
         raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder: only decoders are supported")
-    if not (_inverse_frequencies(model) or any(map(has_adapter, model.modules()))):
+    indexers = [type(module).__name__ for module in model.modules() if "Indexer" in type(module).__name__]
+    if indexers:
         raise UnsupportedModelError(
-            f"{type(model).__name__} has no rotary embedding that could be extended: none of its buffers holds inverse "
-            f"frequencies ({_OTHERWISE})"
+            f"{type(model).__name__} has sparse attention: its indexers ({indexers[0]}) choose the keys of each query "
+            "by their content and by positions of their own, so a map of the attention's positions alone would be wrong"
         )
+    if not (_inverse_frequencies(model) or any(map(has_adapter, model.modules()))):
+        raise UnsupportedModelError(_without_rotary(model))
+
+
+def _without_rotary(model: PreTrainedModel) -> str:
+    """What a model without inverse frequencies has instead."""
+    kind = type(model).__name__
+    register_functions()
+    try:
+        with _probing(model), torch.no_grad():
+            calls = _run(model, _SHORT_POSITIONS)
+    except UnsupportedModelError as error:
+        return f"{kind} has no rotary embedding that could be extended, and says no more: {error}"
+    if not calls:
+        return _without_calls(model)
+    if all(_unrotated_error(_by_position(call.key, _SHORT_POSITIONS)) < _TOLERANCE[call.key.dtype] for call in calls):
+        return _WITHOUT_POSITIONS.format(kind)
+    return (
+        f"{kind} has no rotary embedding and no ALiBi: its position embeddings are learned or added to the tokens, one "
+        "for each position, so there is none for positions that it was not trained on"
+    )
+
+
+def _without_calls(model: PreTrainedModel) -> str:
+    """Why nothing of a model came to the attention interface."""
+    if not any("Attention" in type(module).__name__ for module in model.modules()):
+        return (
+            f"{type(model).__name__} has no attention layer that could be extended: no layer of it looks back at keys"
+        )
+    return (
+        f"the attention of {type(model).__name__} does not go through transformers' AttentionInterface, so nothing can "
+        "be put in its place"
+    )
+
+
+def _check_keys(model: PreTrainedModel) -> None:
+    """Raises UnsupportedModelError where a layer attends to other keys than one a token."""
+    vocabulary = model.config.get_text_config().vocab_size
+    calls: list[_Call] = []
+    token = _calls.set(calls)
+    try:
+        _forward(model, torch.arange(_TEXT, device=model.device)[None] % vocabulary, None)
+    finally:
+        _calls.reset(token)
+    for call in calls:
+        if call.key.shape[2] != _TEXT:
+            raise UnsupportedModelError(
+                f"{type(call.module).__name__} of {type(model).__name__} attends to {call.key.shape[2]} keys of a text "
+                f"of {_TEXT} tokens (compressed or added ones): only attention to one key a token can be extended"
+            )
 
 
 def check_mask(mask_function: Callable[..., Any] | None, options: Mapping[str, Any]) -> None:
@@ -213,7 +265,7 @@ class _Mask:
 def _refuse_use_of_mask() -> NoReturn:
     raise UnsupportedModelError(
         "this model computes with its attention mask outside of transformers' AttentionInterface (attention of its "
-        "own, or an indexer that chooses keys by their content), so nothing can be put in its place"
+        "own, or sparse attention whose indexer chooses keys by their content), so nothing can be put in its place"
     )
 
 
@@ -269,6 +321,8 @@ def _capture(
             "its sliding window: such a pattern is not supported"
         )
     calls.append(_Call(module, query, key, sliding_window, chunk))
+    if query.shape[2] > 1:
+        return value.new_zeros((query.shape[0], query.shape[2], query.shape[1], value.shape[3])), None
     return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2).contiguous(), None
 
 
@@ -276,23 +330,29 @@ def _run(model: PreTrainedModel, positions: tuple[int, ...]) -> list[_Call]:
     """Calls of every layer for a few tokens, each alone, at each of the positions; rows: position-major."""
     vocabulary = model.config.get_text_config().vocab_size
     tokens = torch.linspace(0, vocabulary - 1, _TOKENS, device=model.device).long()
+    at = torch.tensor(positions, device=model.device).repeat_interleave(_TOKENS)[:, None]
     calls: list[_Call] = []
     token = _calls.set(calls)
     try:
-        at = {"position_ids": torch.tensor(positions, device=model.device).repeat_interleave(_TOKENS)[:, None]}
-        taken = inspect.signature(model.forward).parameters
-        # Models without positions, such as those with ALiBi, take none.
-        at = at if "position_ids" in taken or not any(map(has_adapter, model.modules())) else {}
-        model(input_ids=tokens.repeat(len(positions))[:, None], use_cache=False, **at)
+        _forward(model, tokens.repeat(len(positions))[:, None], at)
         return calls
+    finally:
+        _calls.reset(token)
+
+
+def _forward(model: PreTrainedModel, tokens: Tensor, positions: Tensor | None) -> None:
+    # Models without positions, such as those with ALiBi, take none.
+    taken = "position_ids" in inspect.signature(model.forward).parameters or not any(map(has_adapter, model.modules()))
+    at = {"position_ids": positions} if taken and positions is not None else {}
+    try:
+        model(input_ids=tokens, use_cache=False, **at)
     except (UnsupportedModelError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a model does with what it did not expect
         raise UnsupportedModelError(
-            f"{type(model).__name__} could not be probed with single tokens: {type(error).__name__}: {error}"
+            f"{type(model).__name__} could not be probed with {'single tokens' if at else 'a text'}: "
+            f"{type(error).__name__}: {error}"
         ) from error
-    finally:
-        _calls.reset(token)
 
 
 class _Rotaries:
