@@ -39,9 +39,12 @@ def doubles(*shape):
 
 # Positions of tokens
 
+over_positions = pytest.mark.parametrize("impl", ["reference", "blocks"])
+
 
 @over_maps
-def test_a_thinned_cache_is_the_full_one_restricted_to_its_keys(position_map):
+@over_positions
+def test_a_thinned_cache_is_the_full_one_restricted_to_its_keys(position_map, impl):
     """Each row lost slots of its own; the tokens that are left are where they were."""
     rotary, tokens = random_rotary(12), torch.arange(40)
     q, k, v = doubles(2, 4, 2, 9, 40, 16)
@@ -55,22 +58,24 @@ def test_a_thinned_cache_is_the_full_one_restricted_to_its_keys(position_map):
     q, k = rotated(q, rotary, tokens[-9:]), rotated(k, rotary, tokens)
     k, v = (torch.stack([x[row, :, kept[row]] for row in range(2)]) for x in (k, v))
     positions = Positions(tokens[-9:].expand(2, -1), kept)
-    output = attention(q, k, v, position_map, rotary, positions=positions)
+    output = attention(q, k, v, position_map, rotary, positions=positions, impl=impl)
     assert_close(output, torch.cat(expected), rtol=0, atol=2e-5)
 
 
 @over_maps
-def test_positions_that_are_the_slots(position_map):
+@over_positions
+def test_positions_that_are_the_slots(position_map, impl):
     rotary, tokens = random_rotary(16), torch.arange(40).expand(3, -1)
     q, k, v = random_tensors(3, 4, 2, 9, 40, 16)
     expected = attention(q, k, v, position_map, rotary, impl="reference")
     for shape in ((), (8,)):
         at = tokens.view(3, 40, *(1 for _ in shape)).expand(3, 40, *shape)
-        output = attention(q, k, v, position_map, rotary, positions=Positions(at[:, -9:], at))
+        output = attention(q, k, v, position_map, rotary, positions=Positions(at[:, -9:], at), impl=impl)
         assert_close(output, expected, rtol=0, atol=1e-6)
 
 
-def test_positions_in_padded_rows():
+@over_positions
+def test_positions_in_padded_rows(impl):
     """Positions are those of slots; a slot without a token may have any."""
     rotary, mask = random_rotary(16), torch.ones(2, 40).bool()
     mask[0, :5], mask[1, 10:20] = False, False
@@ -78,7 +83,9 @@ def test_positions_in_padded_rows():
     slots = torch.arange(40).expand(2, -1)
     layout, scaling = Layout(9, 40, key_mask=mask), QueryScaling("log-n", 16)
     positions = Positions((slots[:, -9:] + 3).clone(), torch.where(mask, slots + 3, -1000))
-    output = attention(q, k, v, SelfExtend(3, 8), rotary, layout=layout, positions=positions, query_scaling=scaling)
+    output = attention(
+        q, k, v, SelfExtend(3, 8), rotary, layout=layout, positions=positions, query_scaling=scaling, impl=impl
+    )
     for row in range(2):
         one, keys = slice(row, row + 1), slots[row : row + 1, mask[row]] + 3
         alone = attention(
@@ -89,7 +96,8 @@ def test_positions_in_padded_rows():
 
 
 @over_maps
-def test_positions_of_pairs(position_map):
+@over_positions
+def test_positions_of_pairs(position_map, impl):
     """As in M-RoPE: each pair turns by the map of its own axis; the first pair's axis decides what is near and far."""
     rotary, tokens = random_rotary(12), torch.arange(40)
     q, k, v = doubles(1, 4, 2, 9, 40, 16)
@@ -108,7 +116,7 @@ def test_positions_of_pairs(position_map):
     expected = explicit(q, k, v, by_pair, rotary)
     q, k = rotated(q, rotary, at[-9:]), rotated(k, rotary, at)
     positions = Positions(at[None, -9:], at[None])
-    output = attention(q, k, v, position_map, rotary, positions=positions)
+    output = attention(q, k, v, position_map, rotary, positions=positions, impl=impl)
     assert_close(output, expected, rtol=0, atol=2e-5)
 
 
@@ -314,7 +322,6 @@ def one_extra(name):
 @pytest.mark.parametrize(
     "name",
     [
-        "positions of tokens",
         "maps that differ by head",
         "positions that differ by rotary dimension",
         "keys and values with scales",

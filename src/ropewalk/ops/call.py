@@ -100,11 +100,11 @@ class Call:
         """What the call has that only some implementations know; None if nothing.
 
         Args:
-            known: to the implementation that asks: "slopes".
+            known: to the implementation that asks: "slopes", "positions".
         """
         if self.pages is not None:
             return "pages"
-        if self.positions is not None:
+        if self.positions is not None and "positions" not in known:
             return "positions of tokens"
         if self.slopes is not None and "slopes" not in known:
             return "slopes (ALiBi)"
