@@ -127,8 +127,8 @@ def test_names_of_implementations(impl):
     refused(rf"impl must be one of auto, reference, blocks, flash, fused, got {impl!r}", impl)
 
 
-def positions(queries, keys):
-    return {"positions": Positions(queries, keys)}
+def positions(queries, keys, axis_of_pair=None):
+    return {"positions": Positions(queries, keys, axis_of_pair)}
 
 
 def pages(table, lengths, starts):
@@ -136,6 +136,7 @@ def pages(table, lengths, starts):
 
 
 THREE = torch.arange(3)[None]
+AXES = THREE[..., None].expand(1, 3, 3)
 
 
 @over_impls
@@ -146,10 +147,15 @@ THREE = torch.arange(3)[None]
         (positions(THREE, THREE[:, :2]), r"positions of keys must be int64 \(1, 3\), got torch.int64 \(1, 2\)"),
         (positions(THREE.int(), THREE), "positions of queries must be int64"),
         (positions(THREE, THREE.double()), "positions of keys must be int64"),
-        (positions(THREE[..., None].expand(1, 3, 5), THREE), "positions of queries must be int64"),
-        # Of the pairs of one and the tokens of the other nothing could be said.
-        (positions(THREE[..., None].expand(1, 3, 4), THREE), "positions of queries and of keys must both"),
-        (positions(THREE, THREE[..., None].expand(1, 3, 4)), "positions of queries and of keys must both"),
+        (positions(THREE[..., None, None], THREE), "positions of queries must be int64"),
+        (positions(AXES, THREE), "positions of queries and of keys must have the same axes"),
+        (positions(THREE, AXES), "positions of queries and of keys must have the same axes"),
+        (positions(AXES, AXES[..., :2]), "positions of queries and of keys must have the same axes"),
+        (positions(AXES, AXES), "axis_of_pair must name one of the axes of positions for each of 4 pairs"),
+        (positions(THREE, THREE, torch.zeros(4).long()), "axis_of_pair must name one of the axes"),
+        (positions(AXES, AXES, torch.tensor([0, 1, 2])), "for each of 4 pairs"),
+        (positions(AXES, AXES, torch.tensor([0, 1, 2, 3])), "axis_of_pair must name one of the axes"),
+        (positions(AXES, AXES, torch.tensor([0, 1, 2, -1])), "axis_of_pair must name one of the axes"),
         (positions(THREE.to("meta"), THREE), "positions of queries must be on cpu, got meta"),
         (pages([0], [3], [0, 3]), "pages must have a table"),
         (pages([[0]], [3, 3], [0, 3]), "pages must have a table"),

@@ -6,7 +6,7 @@ The other implementations say so, and "auto" serves it by the reference.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -68,10 +68,11 @@ def test_positions_that_are_the_slots(position_map, impl):
     rotary, tokens = random_rotary(16), torch.arange(40).expand(3, -1)
     q, k, v = random_tensors(3, 4, 2, 9, 40, 16)
     expected = attention(q, k, v, position_map, rotary, impl="reference")
-    for shape in ((), (8,)):
-        at = tokens.view(3, 40, *(1 for _ in shape)).expand(3, 40, *shape)
-        output = attention(q, k, v, position_map, rotary, positions=Positions(at[:, -9:], at), impl=impl)
-        assert_close(output, expected, rtol=0, atol=1e-6)
+    for axis_of_pair in (None, torch.tensor([0, 1, 2, 0, 1, 2, 2, 1])):
+        at = tokens if axis_of_pair is None else tokens[..., None].expand(-1, -1, 3)
+        positions = Positions(at[:, -9:], at, axis_of_pair)
+        output = attention(q, k, v, position_map, rotary, positions=positions, impl=impl)
+        assert_close(output, expected, rtol=0, atol=2e-6)
 
 
 @over_positions
@@ -97,25 +98,30 @@ def test_positions_in_padded_rows(impl):
 
 @over_maps
 @over_positions
-def test_positions_of_pairs(position_map, impl):
-    """As in M-RoPE: each pair turns by the map of its own axis; the first pair's axis decides what is near and far."""
+def test_positions_on_axes(position_map, impl):
+    """As in M-RoPE: each axis is mapped for itself, true where a key is further along it; the first says what is seen."""
     rotary, tokens = random_rotary(12), torch.arange(40)
     q, k, v = doubles(1, 4, 2, 9, 40, 16)
     axes = torch.stack((tokens, tokens // 4, tokens % 4 + 20), dim=-1)
-    at = axes[:, [0, 0, 1, 1, 2, 2]]  # (tokens, pairs)
-    seen = relative(position_map, 40)[-9:]
-    by_pair = torch.full((9, 40, 6), torch.nan, dtype=torch.float64)
-    for m in range(31, 40):
-        bands = position_map.bands if m >= position_map.start else (Band(BEGINNING, PAST_QUERY),)
-        for n in range(40):
-            for band in bands:
-                if band.low(m) <= n < band.high(m):
-                    by_pair[m - 31, n] = band.query_positions(at[m]) - band.key_positions(at[n])
-    assert torch.equal(by_pair[..., 0].isnan(), seen.isnan())
-    assert_close(by_pair[..., 0], seen, equal_nan=True)
-    expected = explicit(q, k, v, by_pair, rotary)
-    q, k = rotated(q, rotary, at[-9:]), rotated(k, rotary, at)
-    positions = Positions(at[None, -9:], at[None])
+    axis_of_pair = torch.tensor([0, 2, 1, 1, 0, 2])
+    relatives = []
+    for axis in axes.T:
+        distance = axis[-9:, None] - axis
+        mapped = replace(position_map, start=0).relative_to(axis[-9:, None], axis).double()
+        true = (mapped < 0) | (distance < 0) | (tokens[-9:, None] < position_map.start)
+        relatives.append(torch.where(true, distance.double(), mapped))
+    by_pair = torch.stack([relatives[axis] for axis in axis_of_pair], dim=-1)
+    hidden = relative(position_map, 40)[-9:].isnan()
+    expected = explicit(q, k, v, by_pair.masked_fill(hidden[..., None], torch.nan), rotary)
+    at = axes[:, axis_of_pair]  # (tokens, pairs)
+    turn = torch.exp(1j * at * rotary.inverse_frequencies.double())
+
+    def turned(x, turn):
+        pairs = torch.complex(x[..., :6], x[..., 6:12]) * turn
+        return torch.cat((pairs.real, pairs.imag, x[..., 12:]), dim=-1)
+
+    q, k = turned(q, turn[-9:]), turned(k, turn)
+    positions = Positions(axes[None, -9:], axes[None], axis_of_pair)
     output = attention(q, k, v, position_map, rotary, positions=positions, impl=impl)
     assert_close(output, expected, rtol=0, atol=2e-5)
 

@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ropewalk.maps import Band
 from ropewalk.maps.base import EVERYTHING
-from ropewalk.maps.positions import PositionFunction
+from ropewalk.maps.positions import TRUE_POSITIONS, PositionFunction
 from ropewalk.ops.call import LARGEST_SINK, Call, Positions
-from ropewalk.ops.rotary import band_keys, rerotated
+from ropewalk.ops.rotary import Rotary, band_keys, rerotated
 
 # Scores held at a time, over all heads: 64 MiB in float32.
 _SCORES_PER_BLOCK = 1 << 24
@@ -90,46 +90,73 @@ def _attend_block(call: Call, bands: tuple[Band, ...]) -> Tensor:
 
 def _attend_at(call: Call, positions: Positions) -> Tensor:
     """The same where positions are no slots: any key may then be in any band, so each band looks at all of them."""
-    by_pair = positions.queries.ndim == 3
-    position_map, rotary, past = call.position_map, call.rotary, call.past
-    # With whether it is for the queries before the map's start.
-    bands = [(band, False) for band in position_map.bands] + ([(EVERYTHING, True)] if position_map.start else [])
+    rotary, past = call.rotary, call.past
+    at_queries, at_keys = (x if x.ndim == 3 else x[..., None] for x in (positions.queries, positions.keys))
+    axes = at_keys.shape[2]
+    of_axis = [_pairs_of(positions, axis, rotary) for axis in range(axes)]
+    bands = [EVERYTHING, *call.position_map.bands]
 
-    def turned(x: Tensor, function: PositionFunction, tokens: Tensor) -> Tensor:
-        if not rotary.moves(function):
-            return x
-        angles = rotary.angles(function, tokens, by_pair)[:, None]
-        return rotary.rotate(x, angles.cos().float(), angles.sin().float())
+    def turned(x: Tensor, function: PositionFunction, tokens: Tensor, axis: int) -> Tensor:
+        """The pairs of an axis alone, at a function's positions, float32."""
+        if rotary.moves(function):
+            angles = rotary.angles(function, tokens[..., axis])[:, None]
+            x = rotary.rotate(x, angles.cos().float(), angles.sin().float())
+        return torch.cat([half[..., of_axis[axis]] for half in rotary.halves(x)], dim=-1).float()
+
+    def rest(x: Tensor) -> Tensor:
+        return torch.cat((x[..., : rotary.offset], x[..., rotary.offset + rotary.dim :]), dim=-1).float()
 
     # The keys as each band sees them, once for all blocks of queries.
-    views = [turned(call.key, band.key_positions, positions.keys) for band, _ in bands]
+    views = [[turned(call.key, band.key_positions, at_keys, axis) for band in bands] for axis in range(axes)]
+    key_rest = rest(call.key)
     batch, heads, queries, _ = call.query.shape
     key_heads, keys = call.key.shape[1:3]
     slots = torch.arange(keys, device=call.query.device)
-    n = (positions.keys[..., 0] if by_pair else positions.keys)[:, None, None]  # (batch, 1, 1, keys)
+    n = at_keys[:, None, None]  # (batch, 1, 1, keys, axes)
     block = max(1, min(_LARGEST_BLOCK, _SCORES_PER_BLOCK // (batch * heads * keys)))
+
+    def product(x: Tensor, view: Tensor) -> Tensor:
+        """(batch, heads, queries, dims) with (batch, key heads, keys, dims)."""
+        grouped = x.reshape(batch, key_heads, heads // key_heads * x.shape[2], x.shape[3])
+        return (grouped @ view.mT).view(batch, heads, -1, keys)
+
     outputs = []
     for first in range(0, queries, block):
-        query = call.query[:, :, first : first + block]
-        at = positions.queries[:, first : first + block]
-        m = (at[..., 0] if by_pair else at)[:, None, :, None]  # (batch, 1, queries, 1)
-        before = slots <= slots[past + first : past + first + query.shape[2], None]
-        logits = torch.full((batch, heads, query.shape[2], keys), -torch.inf, device=query.device)
-        for (band, early), view in zip(bands, views, strict=True):
-            seen = before & band.sees(m, n) & ((m < position_map.start) == early)
-            if not seen.any():
-                continue
-            grouped = turned(query, band.query_positions, at).reshape(batch, key_heads, -1, query.shape[3]).float()
-            scores = (grouped @ view.float().mT * call.scale).view(batch, heads, -1, keys)
-            if call.slopes is not None:
-                away = band.query_positions(m) - band.key_positions(n)
-                scores = scores - call.slopes.float()[:, None, None] * away.float()
-            if call.softcap is not None:
-                scores = call.softcap * torch.tanh(scores / call.softcap)
-            logits = torch.where(seen, scores, logits)
+        query, at = call.query[:, :, first : first + block], at_queries[:, first : first + block]
+        m = at[:, None, :, None]  # (batch, 1, queries, 1, axes)
+        past_or_present = slots <= slots[past + first : past + first + query.shape[2], None]
+        early = m[..., 0] < call.position_map.start
+        ahead = n > m if axes > 1 else torch.zeros_like(n, dtype=torch.bool)
+        seen, away = past_or_present & (early | ahead[..., 0]), (m - n)[..., 0].float()
+        scores = product(rest(query), key_rest)
+        for axis in range(axes):
+            part = product(turned(query, TRUE_POSITIONS, at, axis), views[axis][0])
+            for band, view in zip(bands[1:], views[axis][1:], strict=True):
+                inside = band.sees(m[..., axis], n[..., axis]) & ~ahead[..., axis] & ~early
+                if axis == 0:
+                    seen = seen | (inside & past_or_present)
+                    if call.slopes is not None:
+                        mapped = band.query_positions(m[..., 0]) - band.key_positions(n[..., 0])
+                        away = torch.where(inside, mapped.float(), away)
+                if not band.is_true and inside.any():
+                    part = torch.where(inside, product(turned(query, band.query_positions, at, axis), view), part)
+            scores = scores + part
+        scores = scores * call.scale
+        if call.slopes is not None:
+            scores = scores - call.slopes.float()[:, None, None] * away
+        if call.softcap is not None:
+            scores = call.softcap * torch.tanh(scores / call.softcap)
+        scores = scores.masked_fill(~seen, -torch.inf)
         if call.sinks is not None:
             sinks = call.sinks.float().clamp(max=LARGEST_SINK).view(1, -1, 1, 1).expand(batch, heads, query.shape[2], 1)
-            logits = torch.cat((logits, sinks), dim=-1)
-        weights = torch.softmax(logits, dim=-1)[..., :keys].reshape(batch, key_heads, -1, keys)
+            scores = torch.cat((scores, sinks), dim=-1)
+        weights = torch.softmax(scores, dim=-1)[..., :keys].reshape(batch, key_heads, -1, keys)
         outputs.append((weights @ call.value.float()).view(batch, heads, -1, call.value.shape[3]))
     return torch.cat(outputs, dim=2).to(call.value.dtype)
+
+
+def _pairs_of(positions: Positions, axis: int, rotary: Rotary) -> Tensor:
+    """Which pairs of dimensions turn by an axis, bool, (pairs,)."""
+    if positions.axis_of_pair is None:
+        return torch.ones(rotary.pairs, dtype=torch.bool, device=positions.keys.device)
+    return positions.axis_of_pair.to(positions.keys.device) == axis

@@ -31,12 +31,15 @@ class Positions:
     the axes of an image (M-RoPE). A query sees no later slot.
 
     Args:
-        queries, keys: int64, (batch, slots), or (batch, slots, pairs) where the pairs of dimensions of a token were
-            rotated at positions of their own; the first pair's then decides what is near and far.
+        queries, keys: int64, (batch, slots), or (batch, slots, axes) where pairs of dimensions were rotated by axes of
+            their own. Each axis is then mapped for itself, and keeps its true distance where a key is further along it
+            than the query; which keys are seen is decided by the first.
+        axis_of_pair: int64, (pairs,), the axis of each pair of dimensions; None where there is one axis.
     """
 
     queries: Tensor
     keys: Tensor
+    axis_of_pair: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +134,11 @@ class Call:
                 layout=None,
                 far_keys=None if far is None else _take(far, span.rows, _before(span.keys, far.shape[2])),
                 positions=positions
-                and Positions(positions.queries[span.rows][:, span.queries], positions.keys[span.rows][:, span.keys]),
+                and Positions(
+                    positions.queries[span.rows][:, span.queries],
+                    positions.keys[span.rows][:, span.keys],
+                    positions.axis_of_pair,
+                ),
                 key_scale=_taken_scale(self.key_scale, self.key, span),
                 value_scale=_taken_scale(self.value_scale, self.value, span),
             )
@@ -236,8 +243,11 @@ def _type_problem(call: Call) -> str | None:
             return f"position_map must be a map such as SelfExtend(8, 1024), or one a key head, got {one!r:.60}"
         one.check()
     for values in (call.positions, call.pages):
-        if values is not None and not all(isinstance(x, Tensor) for x in vars(values).values()):
-            return f"{', '.join(vars(values))} of {type(values).__name__} must be tensors"
+        if values is not None and not all(
+            isinstance(x, Tensor) or (name == "axis_of_pair" and x is None) for name, x in vars(values).items()
+        ):
+            names = [name for name in vars(values) if name != "axis_of_pair"]
+            return f"{', '.join(names)} of {type(values).__name__} must be tensors"
     return None
 
 
@@ -326,13 +336,14 @@ def _extra_problem(call: Call) -> str | None:
             ("queries", call.positions.queries, queries),
             ("keys", call.positions.keys, keys),
         ):
-            shapes = {(batch, tokens), (batch, tokens, call.rotary.pairs)}
-            if tuple(x.shape) not in shapes or x.dtype != torch.int64:
+            if x.shape[:2] != (batch, tokens) or x.ndim > 3 or x.dtype != torch.int64:
                 return f"positions of {name} must be int64 {(batch, tokens)}, got {x.dtype} {tuple(x.shape)}"
             if x.device != call.query.device:
                 return f"positions of {name} must be on {call.query.device}, got {x.device}"
-        if call.positions.queries.ndim != call.positions.keys.ndim:
-            return "positions of queries and of keys must both be of tokens, or both of their pairs"
+        if call.positions.queries.shape[2:] != call.positions.keys.shape[2:]:
+            return "positions of queries and of keys must have the same axes"
+        if not _axes_fit(call.positions, call.rotary.pairs):
+            return f"axis_of_pair must name one of the axes of positions for each of {call.rotary.pairs} pairs"
     if call.pages is not None:
         pages = call.pages
         for x in (pages.table, pages.lengths, pages.query_starts):
@@ -352,6 +363,13 @@ def _extra_problem(call: Call) -> str | None:
         if scale is not None and (scale.ndim > 4 or not _broadcasts(scale, x)):
             return f"{name}_scale must be broadcast to {tuple(x.shape)}, got {tuple(scale.shape)}"
     return None
+
+
+def _axes_fit(positions: Positions, pairs: int) -> bool:
+    axis_of_pair, axes = positions.axis_of_pair, positions.keys.shape[2:]
+    if axis_of_pair is None or not axes:
+        return axis_of_pair is None and not axes
+    return axis_of_pair.shape == (pairs,) and bool(((axis_of_pair >= 0) & (axis_of_pair < axes[0])).all())
 
 
 def _broadcasts(x: Tensor, to: Tensor) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ropewalk.maps.base import EVERYTHING, Band
 from ropewalk.maps.positions import PositionFunction
-from ropewalk.ops.call import LARGEST_SINK, Call, Pages
+from ropewalk.ops.call import LARGEST_SINK, Call, Pages, Positions
 
 
 def lacks(call: Call) -> str | None:
@@ -42,37 +42,50 @@ def attend(call: Call) -> Tensor:
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
 
     slots = torch.arange(key.shape[2], device=query.device)
-    query_slots = slots[call.past :]
-    if call.positions is None:
-        queries, keys, by_pair = query_slots[None], slots[None], False
-    else:
-        # One row of positions a row of the batch; those of the first pair decide what is near and far.
-        queries, keys, by_pair = call.positions.queries, call.positions.keys, call.positions.queries.ndim == 3
-    m = queries[..., 0] if by_pair else queries
-    n = keys[..., 0] if by_pair else keys
-    m, n = m[:, None, :, None], n[:, None, None, :]  # (batch or 1, 1, queries, 1) and (batch or 1, 1, 1, keys)
+    past_or_present = slots <= slots[call.past :, None]
+    at = call.positions or Positions(slots[None, call.past :], slots[None])
+    # One axis is the first of its kind.
+    queries, keys = (x if x.ndim == 3 else x[..., None] for x in (at.queries, at.keys))
+    axis_of_pair = at.axis_of_pair
+    if axis_of_pair is None:
+        axis_of_pair = torch.zeros(call.rotary.pairs, dtype=torch.int64, device=query.device)
 
-    def rotated(x: Tensor, function: PositionFunction, tokens: Tensor) -> Tensor:
-        if not call.rotary.moves(function):
-            return x
-        angles = call.rotary.angles(function, tokens, by_pair)[:, None]
-        return call.rotary.rotate(x, angles.cos().to(x.dtype), angles.sin().to(x.dtype))
+    def scores(band: Band, axis: int) -> Tensor:
+        """The part of the scores that the pairs of an axis make, at a band's positions."""
 
-    def scores(band: Band) -> Tensor:
-        product = rotated(query, band.query_positions, queries) @ rotated(key, band.key_positions, keys).mT
-        logits = product * call.scale
-        if call.slopes is not None:
-            distance = band.query_positions(m) - band.key_positions(n)
-            logits = logits - call.slopes.to(dtype)[:, None, None] * distance.to(dtype)
-        return logits if call.softcap is None else call.softcap * torch.tanh(logits / call.softcap)
+        def rotated(x: Tensor, function: PositionFunction, tokens: Tensor) -> Tensor:
+            angles = call.rotary.angles(function, tokens)[:, None]
+            x = call.rotary.rotate(x, angles.cos().to(x.dtype), angles.sin().to(x.dtype))
+            return torch.cat([half[..., axis_of_pair == axis] for half in call.rotary.halves(x)], dim=-1)
 
-    before_start = m < call.position_map.start
-    past_or_present = slots <= query_slots[:, None]
-    logits = torch.full((*query.shape[:3], key.shape[2]), -torch.inf, dtype=dtype, device=query.device)
-    for band in call.position_map.bands:
-        logits = torch.where(band.sees(m, n) & past_or_present & ~before_start, scores(band), logits)
-    if before_start.any():
-        logits = torch.where(past_or_present & before_start, scores(EVERYTHING), logits)
+        turned_query = rotated(query, band.query_positions, queries[..., axis])
+        return turned_query @ rotated(key, band.key_positions, keys[..., axis]).mT
+
+    first, pairs = call.rotary.offset, call.rotary.dim
+    rest = [torch.cat((x[..., :first], x[..., first + pairs :]), dim=-1) for x in (query, key)]
+    products = rest[0] @ rest[1].mT
+    m, n = queries[:, None, :, None], keys[:, None, None]  # (batch or 1, 1, queries, 1, axes) and (..., 1, keys, axes)
+    before_start = m[..., 0] < call.position_map.start
+    ahead = n > m if queries.shape[2] > 1 else torch.zeros_like(n, dtype=torch.bool)
+    seen = past_or_present & (before_start | ahead[..., 0])
+    distance = (m - n)[..., 0].to(dtype)
+    for axis in range(queries.shape[2]):
+        product = scores(EVERYTHING, axis)
+        for band in call.position_map.bands:
+            inside = band.sees(m[..., axis], n[..., axis]) & ~ahead[..., axis] & ~before_start
+            product = torch.where(inside, scores(band, axis), product)
+            if axis == 0:
+                seen = seen | (inside & past_or_present)
+                if call.slopes is not None:
+                    mapped = band.query_positions(m[..., 0]) - band.key_positions(n[..., 0])
+                    distance = torch.where(inside, mapped.to(dtype), distance)
+        products = products + product
+    logits = products * call.scale
+    if call.slopes is not None:
+        logits = logits - call.slopes.to(dtype)[:, None, None] * distance
+    if call.softcap is not None:
+        logits = call.softcap * torch.tanh(logits / call.softcap)
+    logits = logits.masked_fill(~seen, -torch.inf)
     sinks = torch.full(query.shape[1:2], -torch.inf, device=query.device) if call.sinks is None else call.sinks
     sinks = sinks.to(dtype).clamp(max=LARGEST_SINK)[:, None, None].expand(*logits.shape[:3], 1)
     weights = torch.softmax(torch.cat((logits, sinks), dim=-1), dim=-1)[..., :-1]

@@ -134,14 +134,9 @@ class Rotary:
         positions = positions.float() if by_pair else positions.float()[..., None]
         return (positions * self.frequencies(positions.device)).double()
 
-    def angles(self, function: PositionFunction, tokens: Tensor, by_pair: bool = False) -> Tensor:
-        """Angles that turn tokens from their true positions to the function's, float64, (..., pairs).
-
-        Args:
-            tokens: true positions, int64, any shape; `by_pair`: those of the pairs of tokens, (..., pairs).
-        """
-        mapped = self.phases(function(tokens), by_pair or function.by_pair)
-        return mapped - self.phases(tokens, by_pair)
+    def angles(self, function: PositionFunction, tokens: Tensor) -> Tensor:
+        """Angles from tokens' true positions (int64, any shape) to the function's, float64, (..., pairs)."""
+        return self.phases(function(tokens), function.by_pair) - self.phases(tokens)
 
     def table(self, function: PositionFunction, begin: int, end: int, device: torch.device) -> Tensor:
         """Cosine and sine of `angles` of the tokens `begin .. end - 1`, kept.

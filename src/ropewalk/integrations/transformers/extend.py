@@ -269,7 +269,9 @@ def extend(
         for layer, decision in zip(probed, layers, strict=True):
             if decision.position_map is not None:
                 one = decision.position_map
-                plan: LayerPlan | Unchanged = LayerPlan(one, layer.rotary, scaling, impl, limits, layer.slopes)
+                plan: LayerPlan | Unchanged = LayerPlan(
+                    one, layer.rotary, scaling, impl, limits, layer.slopes, layer.axis_of_pair
+                )
             else:
                 plan = _own_plan(layer, impl)
             extension._changes.set(layer.module, PLAN, plan)
@@ -364,14 +366,22 @@ def _switch(extension: Extension, probed: list[ProbedLayer], sliding_window: Sli
         if layer.frequencies is not None and layer.rotary is not None
     }
     extension._watch = Watch(model, around, frequencies)
-    hooks: list[tuple[str, Any, bool]] = [
-        (inner, extension._watch, False),
-        (inner, Inputs(extension.impl == "fused", bool(disabled)), True),
-    ]
+    inputs = Inputs(extension.impl == "fused", bool(disabled), _axes(probed, extension.layers))
+    hooks: list[tuple[str, Any, bool]] = [(inner, extension._watch, False), (inner, inputs, True)]
     if inner:
         hooks.append(("", Watch(model, paths(inner), {}), False))
     for name, hook, with_kwargs in hooks:
         extension._hooks.append(model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=with_kwargs))
+
+    if inputs.axes:
+        extension._hooks.append(model.get_submodule(inner).register_forward_hook(inputs.after))
+
+
+def _axes(probed: list[ProbedLayer], layers: tuple[Layer, ...]) -> int:
+    """Axes of the positions that all extended layers follow."""
+    extended = [layer for layer, decision in zip(probed, layers, strict=True) if decision.extended]
+    counts = {layer.axes for layer in extended}
+    return counts.pop() if len(counts) == 1 else 0
 
 
 def restore(model: PreTrainedModel) -> None:

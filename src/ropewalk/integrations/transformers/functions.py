@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from ropewalk.integrations.transformers import compiled, probe
+from ropewalk.integrations.transformers import axes, compiled, probe
 from ropewalk.integrations.transformers.far_keys import LAYER, FarKeysLayer
 from ropewalk.integrations.transformers.plan import PLAN, LayerPlan, Unchanged
 from ropewalk.ops.implementations import choose, run, step_of
@@ -140,8 +140,10 @@ def attention_forward(
     layout = _layout(attention_mask, query, key)
     if not torch.compiler.is_compiling():
         layer: FarKeysLayer | None = getattr(key, LAYER, None)
-        far_keys = None if layer is None else layer.view(plan, query, key, value, layout)
-        call = plan.call(query, key, value, layout, s_aux, scaling, softcap, far_keys)
+        given = None if plan.limits is None else axes.current()
+        positions = None if given is None else given.positions(plan.axis_of_pair, query.shape[2], key.shape[2])
+        far_keys = None if layer is None or given else layer.view(plan, query, key, value, layout)
+        call = plan.call(query, key, value, layout, s_aux, scaling, softcap, far_keys, positions)
         name = choose(call, plan.impl)
         step = step_of(call, name)
         plan.check(call, step, position_ids)

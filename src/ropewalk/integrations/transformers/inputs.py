@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from ropewalk.integrations.transformers import axes
+from ropewalk.integrations.transformers.axes import Axes
 from ropewalk.ops.layout import Layout
 
 # The attribute of a cache that says how many tokens the last forward pass left in it.
@@ -28,10 +30,12 @@ class Inputs:
     Args:
         decodes_fused: whether impl="fused" takes decode steps on the CPU, as it does on CUDA devices.
         without_windows: whether the model's sliding windows are disabled.
+        axes: of the positions of images and videos, if the model has such and every extended layer's are known.
     """
 
     decodes_fused: bool
     without_windows: bool
+    axes: int = 0
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if torch.compiler.is_compiling():
@@ -45,10 +49,11 @@ class Inputs:
         tokens = given.get("inputs_embeds") if tokens is None else tokens
         if tokens is None:
             return None
+        axes.give(None)
         used, queries = given.get("past_key_values"), tokens.shape[1]
         past: int | Tensor = used.get_seq_length() if isinstance(used, Cache) else 0
         # A static cache counts on its device, and loses no keys.
-        as_left = isinstance(past, Tensor) or past == getattr(used, _LENGTH, 0)
+        as_left = (isinstance(past, Tensor) or past == getattr(used, _LENGTH, 0)) and not hasattr(used, axes.KEPT)
         if not (queries == 1 and as_left and (self.decodes_fused or tokens.device.type != "cpu")):
             self._check(tokens, given.get("position_ids"), given.get("attention_mask"), used, int(past))
         if isinstance(used, Cache) and isinstance(past, int):
@@ -56,12 +61,34 @@ class Inputs:
         return None
 
     def _check(self, tokens: Tensor, positions: Tensor | None, mask: Any, used: Any, past: int) -> None:
-        if positions is not None:
+        found = self._axes(tokens, positions, mask, used, past)
+        axes.give(found)
+        if positions is not None and found is None:
             text = _one_axis(positions, mask)
             if past and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
                 _check_follow(text.expand(len(tokens), -1), past, mask)
         if isinstance(used, Cache):
             self._check_cache(used, past + tokens.shape[1], tokens, mask)
+
+    def _axes(self, tokens: Tensor, positions: Tensor | None, mask: Any, used: Any, past: int) -> Axes | None:
+        """The positions of the pass, where they do not count tokens one by one."""
+        which = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        if positions is not None and self.axes and positions.ndim == 3 and len(positions) == self.axes + 1:
+            positions = positions[1:]  # the first counts the text
+        several = positions is not None and positions.ndim == 3 and bool(self.axes) and _differ(positions, which).any()
+        if not several and not hasattr(used, axes.KEPT):
+            return None
+        if positions is None:
+            raise ValueError("this cache holds tokens whose positions are not their slots: pass position_ids as well")
+        new = positions[None] if positions.ndim == 2 else positions
+        new = new.permute(1, 2, 0).expand(len(tokens), -1, -1)
+        return axes.of_pass(new, used if isinstance(used, Cache) else None, past, which)
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """A forward hook: a cache that the pass itself made is told the positions of its keys."""
+        found, made = axes.current(), getattr(output, "past_key_values", None)
+        if found is not None and isinstance(made, Cache) and not hasattr(made, axes.KEPT):
+            setattr(made, axes.KEPT, found.keys)
 
     def _check_cache(self, used: Cache, length: int, tokens: Tensor, mask: Any) -> None:
         if self.without_windows:
@@ -103,17 +130,20 @@ def _one_axis(positions: Tensor, mask: Any) -> Tensor:
     """
     if positions.ndim < 3:
         return positions if positions.ndim == 2 else positions[None]
-    differ = (positions != positions[:1]).any(dim=0)
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        # Of padding they may.
-        differ &= mask[:, -differ.shape[1] :].bool()
+    differ = _differ(positions, mask if isinstance(mask, Tensor) and mask.ndim == 2 else None)
     if differ.any():
         row, token = differ.nonzero()[0].tolist()
         raise ValueError(
             f"position_ids have axes that differ ({positions[:, row, token].tolist()} at token {token} of row {row}), "
-            "as those of images and videos do: an extended model takes text alone"
+            "as those of images and videos do: this extended model takes text alone"
         )
     return positions[0]
+
+
+def _differ(positions: Tensor, mask: Tensor | None) -> Tensor:
+    """Whether the axes of a token differ, bool, (batch, tokens); of padding they may."""
+    differ = (positions != positions[:1]).any(dim=0)
+    return differ if mask is None else differ & mask[:, -differ.shape[1] :].bool()
 
 
 def _check_follow(positions: Tensor, past: int, mask: Tensor | None) -> None:

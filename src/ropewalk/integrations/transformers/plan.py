@@ -11,10 +11,11 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from ropewalk.integrations.transformers import axes
 from ropewalk.integrations.transformers.limits import Limits
 from ropewalk.maps import PositionMap
 from ropewalk.maps.query_scaling import QueryScaling
-from ropewalk.ops.call import Call, check, check_start
+from ropewalk.ops.call import Call, Positions, check, check_start
 from ropewalk.ops.fused import kernels_lack
 from ropewalk.ops.implementations import Implementation
 from ropewalk.ops.layout import Layout, Slots, Span, Step
@@ -35,6 +36,7 @@ class LayerPlan:
     Args:
         limits: lengths to check; None for a layer that is left alone.
         slopes: float32, (heads,), of a layer with ALiBi.
+        axis_of_pair: int64, (pairs,), of a layer whose positions may have several axes.
     """
 
     position_map: PositionMap
@@ -43,6 +45,7 @@ class LayerPlan:
     impl: Implementation
     limits: Limits | None
     slopes: Tensor | None = None
+    axis_of_pair: Tensor | None = None
     # Its key in `plans`.
     handle: int = field(init=False)
     # The rotary embedding as the operator wants it, which keeps tables in it.
@@ -54,7 +57,8 @@ class LayerPlan:
         plans[self.handle] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LayerPlan, (self.position_map, self.rotary, self.query_scaling, self.impl, self.limits, self.slopes)
+        given = (self.position_map, self.rotary, self.query_scaling, self.impl, self.limits)
+        return LayerPlan, (*given, self.slopes, self.axis_of_pair)
 
     def call(
         self,
@@ -66,6 +70,7 @@ class LayerPlan:
         scale: float | None,
         softcap: float | None,
         far_keys: Tensor | None = None,
+        positions: Positions | None = None,
     ) -> Call:
         """What the operator is asked by one call of the module."""
         scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -81,6 +86,7 @@ class LayerPlan:
             sinks,
             self.query_scaling,
             far_keys,
+            positions=positions,
             slopes=None if self.slopes is None else self._slopes(query.device),
         )
 
@@ -112,6 +118,10 @@ class LayerPlan:
         if self.limits is not None:
             batch = call.query.shape[0]
             spans = call.layout.spans(batch)
+            given = None if call.positions is None else axes.current()
+            if given is not None:
+                self.limits.check(given.length)
+                return
             self.limits.check(max((_count(span.keys) for span in spans), default=0))
             if position_ids is not None and not call.layout.positions_checked:
                 call.layout.positions_checked = True

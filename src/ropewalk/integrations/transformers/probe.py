@@ -61,6 +61,8 @@ class ProbedLayer:
         sliding_window: keys that it sees, the query's own included; None for all.
         chunk: tokens of the blocks that it attends within; None for none.
         slopes: of its heads (ALiBi); None for none.
+        axes: of its positions, as of images and videos; 0 where it has one, or they are not understood.
+        axis_of_pair: int64, (pairs,), by which of them each pair turns.
     """
 
     name: str
@@ -71,6 +73,8 @@ class ProbedLayer:
     sliding_window: int | None
     chunk: int | None
     slopes: Tensor | None = field(compare=False)
+    axes: int
+    axis_of_pair: Tensor | None = field(compare=False)
 
 
 # Where a rotary embedding comes from: a buffer's name, whether pairs are interleaved, the first dimension; 1 for the
@@ -127,10 +131,12 @@ def probe(
         for short, far in zip(short_calls, far_calls, strict=True):
             measured.append(rotaries.measure(short, far, _SHORT_POSITIONS, far_positions))
             rotaries.confirm(far, measured[-1], far_positions)
+        axes = _count_axes(model)
+        axis_of_pairs = _axis_of_pairs(model, axes, measured, far_positions) if axes else [None] * len(measured)
     if all(rotary is None for rotary in measured) and not slopes:
         raise UnsupportedModelError(_WITHOUT_POSITIONS.format(type(model).__name__))
     layers: dict[nn.Module, ProbedLayer] = {}
-    for call, rotary in zip(short_calls, measured, strict=True):
+    for call, rotary, axis_of_pair in zip(short_calls, measured, axis_of_pairs, strict=True):
         name = rotaries.name(call.module)
         source = None if rotary is None else rotaries.source(rotary)
         layer = ProbedLayer(
@@ -142,6 +148,8 @@ def probe(
             sliding_window=call.sliding_window,
             chunk=call.chunk,
             slopes=slopes.get(call.module),
+            axes=0 if axis_of_pair is None else axes,
+            axis_of_pair=axis_of_pair,
         )
         if layers.setdefault(call.module, layer) != layer:
             raise UnsupportedModelError(f"{name} of {type(model).__name__} attends in two different ways")
@@ -328,16 +336,19 @@ def _capture(
 
 def _run(model: PreTrainedModel, positions: tuple[int, ...]) -> list[_Call]:
     """Calls of every layer for a few tokens, each alone, at each of the positions; rows: position-major."""
-    vocabulary = model.config.get_text_config().vocab_size
-    tokens = torch.linspace(0, vocabulary - 1, _TOKENS, device=model.device).long()
     at = torch.tensor(positions, device=model.device).repeat_interleave(_TOKENS)[:, None]
     calls: list[_Call] = []
     token = _calls.set(calls)
     try:
-        _forward(model, tokens.repeat(len(positions))[:, None], at)
+        _forward(model, _tokens(model).repeat(len(positions))[:, None], at)
         return calls
     finally:
         _calls.reset(token)
+
+
+def _tokens(model: PreTrainedModel) -> Tensor:
+    vocabulary = model.config.get_text_config().vocab_size
+    return torch.linspace(0, vocabulary - 1, _TOKENS, device=model.device).long()
 
 
 def _forward(model: PreTrainedModel, tokens: Tensor, positions: Tensor | None) -> None:
@@ -484,6 +495,65 @@ def _in_any_order(x: Tensor, positions: tuple[int, ...], frequencies: Tensor, in
         first, second = rotary.halves(error)
         errors.append(first + second)
     return Rotary(frequencies[torch.stack(errors).argmin(dim=0)], interleaved, offset)
+
+
+def _count_axes(model: PreTrainedModel) -> int:
+    """Axes that the positions of images have on a model; 0 where its configuration says of none."""
+    parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [parameters, *(kind for kind in parameters.values() if isinstance(kind, dict))]
+    sections = [kind["mrope_section"] for kind in kinds if kind.get("mrope_section")]
+    return len(sections[0]) if sections else 0
+
+
+def _axis_of_pairs(
+    model: PreTrainedModel, axes: int, measured: list[Rotary | None], positions: tuple[int, ...]
+) -> list[Tensor | None]:
+    """By which axis each pair of dimensions turns, int64, (pairs,) a call; None where it is not by one alone."""
+    at = torch.tensor(positions, device=model.device).repeat_interleave(_TOKENS)[:, None]
+    tokens = _tokens(model).repeat(len(positions))[:, None]
+    errors: list[list[tuple[Tensor, Tensor]]] = []
+    for axis in range(axes):
+        calls: list[_Call] = []
+        token = _calls.set(calls)
+        try:
+            each = [at if number == axis else torch.zeros_like(at) for number in range(axes)]
+            _forward(model, tokens, torch.stack(each))
+        except UnsupportedModelError:
+            return [None] * len(measured)
+        finally:
+            _calls.reset(token)
+        errors.append([
+            (torch.zeros(0), torch.zeros(0)) if rotary is None else _turned_and_still(call.key, positions, rotary)
+            for call, rotary in zip(calls, measured, strict=True)
+        ])  # fmt: skip
+    found: list[Tensor | None] = []
+    for number, rotary in enumerate(measured):
+        if rotary is None:
+            found.append(None)
+            continue
+        turned, still = (torch.stack([errors[axis][number][kind] for axis in range(axes)]) for kind in (0, 1))
+        chosen = (turned - still).argmin(dim=0)
+        tolerance = _TOLERANCE[model.dtype]
+        others = still.scatter(0, chosen[None], 0.0)
+        fits = bool((turned.gather(0, chosen[None]) < tolerance).all() and (others < tolerance).all())
+        found.append(chosen.cpu() if fits else None)
+    return found
+
+
+def _turned_and_still(key: Tensor, positions: tuple[int, ...], rotary: Rotary) -> tuple[Tensor, Tensor]:
+    """How far each pair of a key's dimensions is from being turned to the positions, and from having stayed, (pairs,),
+    relative to the pair's size."""
+    x = _by_position(key, positions)
+    angles = rotary.phases(torch.tensor(positions, device=x.device))
+    stayed = x[:, :1].expand_as(x)
+    halves = rotary.halves(x.square().mean(dim=(0, 1)))
+    size = (halves[0] + halves[1]).sqrt().clamp(min=1e-30)
+
+    def apart(expected: Tensor) -> Tensor:
+        first, second = rotary.halves((expected - x).square().mean(dim=(0, 1)))
+        return (first + second).sqrt() / size
+
+    return apart(rotary.rotate(stayed, angles.cos(), angles.sin())), apart(stayed)
 
 
 def _inverse_frequencies(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Positions that are no slots: those of images and videos, which have several axes (M-RoPE), and of caches that lost
+keys. They are data of the cache, and kept beside its keys."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from ropewalk.ops.call import Positions
+
+# The attribute of a cache that holds the positions of its keys, (batch, slots, axes), int64.
+KEPT = "ropewalk_positions"
+
+
+@dataclass(eq=False)
+class Axes:
+    """True positions of the tokens of a forward pass, on one axis or several.
+
+    Args:
+        queries: (batch, tokens, axes), int64.
+        keys: (batch, slots, axes), those before the tokens included.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    _made: dict[tuple[int, int, int], Positions] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def length(self) -> int:
+        """Tokens of a text that reaches as far."""
+        return int(self.keys.max()) + 1
+
+    def positions(self, axis_of_pair: Tensor | None, queries: int, slots: int) -> Positions:
+        """As the operator takes them.
+
+        Args:
+            axis_of_pair: (pairs,), int64, of a layer; not looked at where there is one axis.
+            queries: of the call, the last tokens of the pass.
+            slots: of the call; those past the keys hold no token.
+        """
+        key = (id(axis_of_pair), queries, slots)
+        if key not in self._made:
+            keys = torch.nn.functional.pad(self.keys, (0, 0, 0, slots - self.keys.shape[1]))
+            at = self.queries[:, self.queries.shape[1] - queries :]
+            if self.keys.shape[2] == 1:
+                made = Positions(at[..., 0], keys[..., 0])
+            else:
+                assert axis_of_pair is not None
+                made = Positions(at, keys, axis_of_pair.to(keys.device))
+            self._made[key] = made
+        return self._made[key]
+
+
+# Of the forward pass that runs in this thread; None where positions count slots.
+_given: ContextVar[Axes | None] = ContextVar("positions of a forward pass", default=None)
+
+
+def current() -> Axes | None:
+    """Of the forward pass that runs in this thread; None where positions count tokens one by one."""
+    return _given.get()
+
+
+def give(axes: Axes | None) -> None:
+    """For the attention layers of the forward pass that begins."""
+    _given.set(axes)
+
+
+def keep(cache: Cache, positions: Tensor) -> None:
+    """Notes the positions of a cache's keys, which are then no longer taken for its slots.
+
+    Args:
+        cache: with one slot a key, the same in every extended layer.
+        positions: int64, (batch, slots), or (batch, slots, axes) for models that have several.
+
+    Raises:
+        ValueError: they are not as many as the cache has.
+    """
+    slots = int(cache.get_seq_length())
+    if positions.ndim not in (2, 3) or positions.shape[1] != slots or positions.dtype != torch.int64:
+        raise ValueError(
+            f"positions must be int64, (batch, {slots}) as the cache has slots, or one number more for each axis, got "
+            f"{positions.dtype} {tuple(positions.shape)}"
+        )
+    setattr(cache, KEPT, positions if positions.ndim == 3 else positions[..., None])
+
+
+def of_pass(new: Tensor, cache: Cache | None, past: int, mask: Tensor | None) -> Axes:
+    """The positions of a pass's tokens and of all keys before them; the cache keeps them.
+
+    Args:
+        new: (batch, tokens, axes), int64.
+        past: tokens in the cache.
+        mask: of all tokens, (batch, slots); None where all are there.
+
+    Raises:
+        ValueError: the positions of the cache are not known.
+    """
+    kept: Tensor | None = getattr(cache, KEPT, None)
+    if kept is None:
+        # Until now they counted tokens.
+        there = torch.ones(len(new), past, dtype=torch.long, device=new.device) if mask is None else mask[:, :past]
+        kept = (there.long().cumsum(1) - 1).clamp(min=0)[..., None].expand(-1, -1, new.shape[2])
+    if kept.shape[2] == 1 != new.shape[2]:
+        new = new[..., :1]
+    if len(kept) != len(new) or kept.shape[1] < past:
+        raise ValueError(
+            f"this cache holds {past} tokens of {len(new)} rows, and positions are known of {kept.shape[1]} of "
+            f"{len(kept)}: it was changed since it was read, by more than a crop"
+        )
+    keys = torch.cat((kept[:, :past].to(new.device), new), dim=1)
+    if cache is not None:
+        setattr(cache, KEPT, keys)
+    return Axes(new, keys)
