@@ -7,6 +7,7 @@ would hardly show where a key is thought to be.
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,11 +16,11 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 VOCABULARY = 96
 
-# Names differ between architectures; a configuration takes what it knows.
+# Names differ between architectures; a configuration is given those that it knows.
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,
@@ -27,9 +28,60 @@ _SIZES: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+    "head_dim": 16,
     "bos_token_id": None,
     "eos_token_id": None,
     "pad_token_id": 0,
+    # Mixtures of experts.
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "moe_num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "shared_intermediate_size": 32,
+    "intermediate_size_mlp": 64,
+    "n_group": 1,
+    "topk_group": 1,
+    # Latent attention.
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 16,
+    # Layers without attention.
+    "mamba_d_state": 8,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 32,
+    "mamba_n_groups": 1,
+    "mamba_expand": 2,
+    "state_size": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
+# Where a configuration has a window by default: one that a text of a hundred tokens is longer than.
+_WINDOWS = {"sliding_window": 24, "attention_chunk_size": 24, "sliding_window_size": 24, "window_size": 24}
+# Of what sees and hears beside the text, and is not asked.
+_SIDE_SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "depth": 1,
+    "num_heads": 2,
+    "embed_dim": 32,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "d_model": 32,
+    "image_size": 28,
+    "patch_size": 14,
+    "out_hidden_size": 64,
+    "projection_dim": 64,
 }
 _LOCAL_AND_GLOBAL = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
 
@@ -40,7 +92,8 @@ class TinyModel:
 
     Args:
         config: name of a configuration class of transformers.
-        options: its arguments, beside the sizes that all share.
+        options: its arguments, beside the sizes that all share. Those of a configuration within it are a mapping under
+            its name.
         auto: the class of transformers that makes the model.
         refused: text that must be in the error of `ropewalk.extend`; empty for a model that can be extended.
         disable_window: whether `extend` needs `sliding_window="disable"` to find a layer to extend.
@@ -52,18 +105,29 @@ class TinyModel:
     refused: str = ""
     disable_window: bool = False
 
-    def build(self, trained_window: int, **changes: Any) -> PreTrainedModel:
-        """The model, with weights that depend on their names and shapes alone. Leaves the random state as it was."""
-        options = {**_SIZES, "max_position_embeddings": trained_window, **self.options, **changes}
-        config = getattr(transformers, self.config)(**options)
+    def build(
+        self, trained_window: int, *, dtype: torch.dtype = torch.float32, attention: str | None = None, **changes: Any
+    ) -> PreTrainedModel:
+        """The model, with weights that depend on their names and shapes alone. Leaves the random state as it was.
+
+        Args:
+            trained_window: tokens that it says it was trained on.
+            dtype: of its weights.
+            attention: transformers' `attn_implementation`; None is its choice.
+            changes: further arguments of its configuration.
+        """
+        options = {**self.options, **changes}
+        config = _small(getattr(transformers, self.config), options, trained_window)
+        if dtype == torch.float64:
+            config._experts_implementation = "eager"  # the others do without it
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # for what is not filled below
-            model: PreTrainedModel = getattr(transformers, self.auto).from_config(config)
+            model: PreTrainedModel = getattr(transformers, self.auto).from_config(config, attn_implementation=attention)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 _fill(name, parameter)
         model.train(False)
-        return model
+        return model.to(dtype)
 
 
 TINY_MODELS: dict[str, TinyModel] = {
@@ -190,6 +254,44 @@ def tiny_model(name: str, trained_window: int = 64, **changes: Any) -> PreTraine
         changes: further arguments of its configuration.
     """
     return {**TINY_MODELS, **REFUSED_MODELS}[name].build(trained_window, **changes)
+
+
+def _small(kind: type[PreTrainedConfig], options: Mapping[str, Any], trained_window: int) -> PreTrainedConfig:
+    """A configuration of small sizes, and of small configurations where it is made of several."""
+    shared: dict[str, Any] = {**_SIZES, "max_position_embeddings": trained_window, "max_seq_len": trained_window}
+    known = {each.name for each in dataclasses.fields(kind)}
+    # Other names of fields, where the field's own is not among ours.
+    known |= {name for name, own in kind.attribute_map.items() if own not in shared and own not in options}
+    arguments = {name: value for name, value in shared.items() if name in known}
+    default = kind()
+    arguments |= {name: size for name, size in _WINDOWS.items() if name in known and getattr(default, name) is not None}
+    if "layer_types" in known and not {"layer_types", "num_hidden_layers"} & options.keys():
+        if kinds := _kinds_of_layers(kind):
+            arguments |= {"layer_types": kinds, "num_hidden_layers": len(kinds)}
+    within = {
+        name: _part(kind, name, options.get(name, {}), trained_window)
+        for name in kind.sub_configs
+        if isinstance(options.get(name, {}), Mapping)
+    }
+    return kind(**{**arguments, **options, **{name: part for name, part in within.items() if part is not None}})
+
+
+def _part(
+    kind: type[PreTrainedConfig], name: str, options: Mapping[str, Any], trained_window: int
+) -> PreTrainedConfig | None:
+    default = getattr(kind(), name, None)
+    if not isinstance(default, PreTrainedConfig):
+        return None
+    if name in ("text_config", "llm_config", "thinker_config", "language_config", "decoder"):
+        return _small(type(default), options, trained_window)
+    known = {each.name for each in dataclasses.fields(default)} | default.attribute_map.keys()
+    return type(default)(**{**{size: value for size, value in _SIDE_SIZES.items() if size in known}, **options})
+
+
+def _kinds_of_layers(kind: type[PreTrainedConfig]) -> list[str]:
+    """Each kind of layer that a model of a dozen layers has by default, in the order they come; at least two layers."""
+    kinds = list(dict.fromkeys(getattr(kind(num_hidden_layers=12), "layer_types", None) or ()))
+    return kinds if len(kinds) != 1 else 2 * kinds
 
 
 def _fill(name: str, parameter: Tensor) -> None:

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `ropewalk.extend` does on every model of the zoo: `python -m ropewalk.testing.matrix --out rows.jsonl`.
+
+A model is "right" if under two maps it computes what it computes by rows (`by_rows.py`), and the same however a text is
+read: at once, in chunks, token by token, with a static cache, in a padded batch; if a text inside the neighbor window
+gives what it gives unmodified; and if `restore` leaves the model as it was, to the bit. What the unmodified model does
+not do itself (some have no static cache, or read padding) is not asked of it, and the row says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import fnmatch
+import io
+import json
+import logging
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, StaticCache
+
+import ropewalk
+from ropewalk import DualChunk, PositionMap, SelfExtend, UnsupportedModelError
+from ropewalk.testing.by_rows import NotComputableError, logits_by_rows
+from ropewalk.testing.models import VOCABULARY
+from ropewalk.testing.zoo import ZOO, Entry
+
+Outcome = Literal["right", "unchecked", "wrong", "refused", "crashed", "not made"]
+
+WINDOW = 64
+TOKENS = 120
+SHORT = 16  # inside the near band of both maps
+MAPS: tuple[PositionMap, ...] = (SelfExtend(4, 16), DualChunk(24, 8))
+
+# In units of the logits' standard deviation, which is about 1. In float64 what remains is rounding of float32 inside
+# the models: of angles (a millionth of a turn), and of what they compute in float32 themselves, made larger by two
+# layers of sharp attention. A key at a wrong position costs 1 or more.
+TOLERANCE = 1e-4
+# Below this a map changes nothing that could be checked.
+EFFECT = 1e-2
+
+_DISABLE = "sliding_window='disable'"
+# Another chunk: before, at and after the edges of windows and groups; ends with single tokens.
+_CHUNKS = (37, 1, 58, 24)
+_TOKENS = (*8 * (1,), 88, *24 * (1,))
+_STATIC = (97, *12 * (1,), 11)
+_PADDING = 31
+
+
+@dataclass
+class Row:
+    """What became of one model.
+
+    Attributes:
+        name: its name in the zoo.
+        model_type: transformers' name of the architecture.
+        family: "causal", "vision-language", "variant" or "encoder".
+        positions: the rotary embeddings that were found, in words.
+        outcome: "right"; "unchecked", where all is right but cannot be computed by rows, and the message says why;
+            "wrong", where a check failed; "refused" by a reason; "crashed", where something else was
+            raised; "not made", where the zoo itself does not know how to make or run the model.
+        message: the refusal, the failed check, or the exception and where it was raised.
+        error: the largest difference of all checks, in standard deviations of the logits.
+        checks: what was done, with its largest difference; text says why it was not asked.
+        window: whether sliding windows had to be disabled.
+        dtype: what it was computed in.
+        transformers: version.
+        seconds: that all took.
+    """
+
+    name: str
+    model_type: str
+    family: str
+    positions: str = ""
+    outcome: Outcome = "right"
+    message: str = ""
+    error: float = 0.0
+    checks: dict[str, float | str] = field(default_factory=dict)
+    window: Literal["keep", "disable"] = "keep"
+    dtype: str = "float64"
+    transformers: str = transformers.__version__
+    seconds: float = 0.0
+
+
+class _Wrong(Exception):
+    """A check that failed."""
+
+
+def examine(name: str) -> Row:
+    """All checks of one model of the zoo; raises nothing."""
+    entry, begin = ZOO[name], time.perf_counter()
+    row = Row(name, entry.model_type, entry.family)
+    with _quiet(), torch.no_grad():
+        try:
+            _Examination(entry, row).run()
+        except _Wrong as problem:
+            row.outcome, row.message = "wrong", str(problem)
+        except UnsupportedModelError as refusal:
+            row.outcome, row.message = "refused", str(refusal)
+        except Exception as error:  # whatever a model does
+            row.outcome = row.outcome if row.outcome == "not made" else "crashed"
+            row.message = f"{_where(error)}"
+    row.seconds = round(time.perf_counter() - begin, 2)
+    return row
+
+
+class _Examination:
+    def __init__(self, entry: Entry, row: Row) -> None:
+        self.entry, self.row = entry, row
+        self.ids = _text(TOKENS)
+
+    def run(self) -> None:
+        row = self.row
+        row.outcome = "not made"
+        model, self.build = self._make()
+        row.outcome = "right"
+        for position_map in MAPS:
+            self._check_map(model, position_map)
+
+    def _make(self) -> tuple[PreTrainedModel, Callable[..., PreTrainedModel]]:
+        """The model, in float64 if it computes in that, and how it was made."""
+        ids = _text(SHORT)
+        for dtype in (torch.float64, torch.float32):
+
+            def build(dtype: torch.dtype = dtype, **options: Any) -> PreTrainedModel:
+                return self.entry.tiny.build(WINDOW, dtype=dtype, **options)
+
+            try:
+                model = build()
+                _logits(model, ids)
+            except Exception:
+                if dtype == torch.float32:
+                    raise
+            else:
+                self.row.dtype = str(dtype).removeprefix("torch.")
+                return model, build
+        raise AssertionError
+
+    def _check_map(self, model: PreTrainedModel, position_map: PositionMap) -> None:
+        row, ids = self.row, self.ids
+        before, short_before = _state(model), _logits(model, ids[:, :SHORT])
+        handle = self._extend(model, position_map)
+        row.positions = "; ".join(handle.rotary)
+        full = _logits(model, ids)
+        self._scale = float(full.std())
+        self._compare("short text = unmodified", _logits(model, ids[:, :SHORT]), short_before)
+        self._compare_with_rows(full, position_map)
+        ways: dict[str, Callable[[PreTrainedModel], tuple[Tensor, Tensor]]] = {
+            "chunks": lambda m: (_in_parts(m, ids, _CHUNKS), _logits(m, ids)),
+            "token by token": lambda m: (_in_parts(m, ids, _TOKENS), _logits(m, ids)),
+            "static cache": lambda m: (
+                _in_parts(m, ids, _STATIC, StaticCache(config=m.config, max_cache_len=TOKENS + 8)),
+                _logits(m, ids),
+            ),
+            "padded batch": _padded,
+        }
+        for name, way in ways.items():
+            self._same(name, way, model, full)
+        ropewalk.restore(model)
+        if _state(model) != before:
+            raise _Wrong("restore: attributes are left on the model")
+        if not torch.equal(_logits(model, ids[:, :SHORT]), short_before):
+            raise _Wrong("restore: the logits of a text differ from those before")
+        row.checks["restore"] = 0.0
+
+    def _extend(self, model: PreTrainedModel, position_map: PositionMap) -> ropewalk.Extension:
+        try:
+            return ropewalk.extend(
+                model, position_map, trained_window=WINDOW, sliding_window=self.row.window, enforce_limit=True
+            )
+        except UnsupportedModelError as refusal:
+            if self.row.window == "disable" or _DISABLE not in str(refusal):
+                raise
+        self.row.window = "disable"
+        return self._extend(model, position_map)
+
+    def _compare_with_rows(self, full: Tensor, position_map: PositionMap) -> None:
+        everywhere, kind = self.row.window == "disable", type(position_map).__name__
+        try:
+            by_rows = logits_by_rows(self.build(attention="eager"), self.ids, position_map, everywhere)
+        except NotComputableError as reason:
+            self.row.outcome, self.row.message = "unchecked", f"no independent check: {reason}"
+            return
+        self._compare("computed by rows", full, by_rows, f" under {kind}")
+        unmodified = logits_by_rows(self.build(attention="eager"), self.ids, ropewalk.Identity(), everywhere)
+        if float((full - unmodified).abs().max()) / self._scale < EFFECT:
+            raise _Wrong(f"{kind} changes nothing on this model")
+
+    def _same(
+        self,
+        name: str,
+        way: Callable[[PreTrainedModel], tuple[Tensor, Tensor]],
+        model: PreTrainedModel,
+        full: Tensor,
+    ) -> None:
+        """Two ways to read a text agree, if they do on the unmodified model."""
+        if isinstance(self.row.checks.get(name), str):
+            return
+        try:
+            self._compare(name, *way(model))
+        except Exception as error:
+            try:
+                one, other = way(self.build())
+                meets = float((one - other).abs().max()) / self._scale < TOLERANCE
+                reason = "the unmodified model differs too"
+            except Exception as own:
+                meets, reason = False, f"the unmodified model raises {type(own).__name__}"
+            if meets:
+                raise
+            self.row.checks[name] = f"not asked: {reason}"
+
+    def _compare(self, name: str, actual: Tensor, expected: Tensor, how: str = "") -> None:
+        error = float((actual - expected).abs().max()) / self._scale
+        if not error < TOLERANCE:  # a nan too
+            raise _Wrong(f"{name}{how}: off by {error:.2g} standard deviations")
+        known = self.row.checks.get(name, 0.0)
+        self.row.checks[name] = max(error, known if isinstance(known, float) else 0.0)
+        self.row.error = max(error, self.row.error)
+
+
+def _text(tokens: int, seed: int = 0) -> Tensor:
+    """Token ids, without the padding token 0."""
+    return torch.randint(1, VOCABULARY - 8, (1, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def _logits(model: PreTrainedModel, ids: Tensor, **arguments: Any) -> Tensor:
+    more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    logits: Tensor = model(input_ids=ids, **more, **arguments).logits
+    return logits
+
+
+def _in_parts(model: PreTrainedModel, ids: Tensor, sizes: tuple[int, ...], cache: Any = None) -> Tensor:
+    cache = DynamicCache(config=model.config) if cache is None else cache
+    return torch.cat([_logits(model, part, past_key_values=cache, use_cache=True) for part in ids.split(sizes, 1)], 1)
+
+
+def _padded(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """A text that is padded on the left in a batch, and alone."""
+    long, short = _text(TOKENS), _text(TOKENS - _PADDING, seed=1)
+    mask = torch.ones(2, TOKENS, dtype=torch.long)
+    mask[1, :_PADDING] = 0
+    batch = torch.cat((long, torch.cat((torch.zeros_like(long[:, :_PADDING]), short), dim=1)))
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    together = _logits(model, batch, attention_mask=mask, position_ids=positions)
+    return torch.cat((together[0], together[1, _PADDING:])), torch.cat((_logits(model, long), _logits(model, short)), 1)[
+        0
+    ]
+
+
+def _state(model: PreTrainedModel) -> list[Any]:
+    """What `restore` must put back: attributes by identity, hooks by number, configurations by content."""
+    return [
+        *((name, key, id(value)) for name, module in model.named_modules() for key, value in vars(module).items()),
+        *((name, len(module._forward_pre_hooks), len(module._forward_hooks)) for name, module in model.named_modules()),
+        model.config.to_dict(),
+        model.config._attn_implementation,
+    ]
+
+
+def _where(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__} in {frame.name} ({Path(frame.filename).name}:{frame.lineno}): {text[:300]}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what models say and warn of while they are made."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+        transformers.logging.set_verbosity(level)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Examines the models whose names match, and writes a row each."""
+    parser = argparse.ArgumentParser(prog="python -m ropewalk.testing.matrix", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=["*"], help="names of models, or patterns (default: all)")
+    parser.add_argument("--out", type=Path, help="file for the rows, a JSON object a line (default: standard output)")
+    options = parser.parse_args(arguments)
+    names = [name for name in ZOO if any(fnmatch.fnmatch(name, pattern) for pattern in options.names)]
+    if not names:
+        parser.error(f"no model is called {' or '.join(options.names)}; there are {', '.join(ZOO)}")
+    torch.set_num_threads(1)
+    counts: Counter[str] = Counter()
+    with options.out.open("w") if options.out else contextlib.nullcontext(sys.stdout) as file:
+        for name in names:
+            row = examine(name)
+            counts[row.outcome] += 1
+            print(json.dumps(dataclasses.asdict(row)), file=file, flush=True)
+            if row.outcome != "right":
+                print(f"{row.outcome:8} {name}: {row.message}", file=sys.stderr, flush=True)
+    print(", ".join(f"{count} {outcome}" for outcome, count in counts.most_common()), file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
