@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 VOCABULARY = 96
@@ -61,6 +61,15 @@ _SIZES: dict[str, Any] = {
     "linear_num_value_heads": 2,
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 16,
+    "linear_num_heads": 4,
+    "linear_head_dim": 16,
+    # Embeddings that each layer has of its own.
+    "vocab_size_per_layer_input": VOCABULARY,
+    "hidden_size_per_layer_input": 16,
+    # Sparse attention.
+    "index_n_heads": 2,
+    "index_head_dim": 16,
+    "index_topk": 32,
 }
 # Where a configuration has a window by default: one that a text of a hundred tokens is longer than.
 _WINDOWS = {"sliding_window": 24, "attention_chunk_size": 24, "sliding_window_size": 24, "window_size": 24}
@@ -81,7 +90,14 @@ _SIDE_SIZES: dict[str, Any] = {
     "image_size": 28,
     "patch_size": 14,
     "out_hidden_size": 64,
+    "text_hidden_size": 64,
     "projection_dim": 64,
+    "vision_output_dim": 64,
+    "projector_input_dim": 64,
+    "projector_output_dim": 64,
+    "base_channels": 32,
+    "image_token_embed_dim": 32,
+    "num_embeddings": 32,
 }
 _LOCAL_AND_GLOBAL = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
 
@@ -105,15 +121,12 @@ class TinyModel:
     refused: str = ""
     disable_window: bool = False
 
-    def build(
-        self, trained_window: int, *, dtype: torch.dtype = torch.float32, attention: str | None = None, **changes: Any
-    ) -> PreTrainedModel:
+    def build(self, trained_window: int, *, dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
         """The model, with weights that depend on their names and shapes alone. Leaves the random state as it was.
 
         Args:
             trained_window: tokens that it says it was trained on.
             dtype: of its weights.
-            attention: transformers' `attn_implementation`; None is its choice.
             changes: further arguments of its configuration.
         """
         options = {**self.options, **changes}
@@ -122,12 +135,13 @@ class TinyModel:
             config._experts_implementation = "eager"  # the others do without it
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # for what is not filled below
-            model: PreTrainedModel = getattr(transformers, self.auto).from_config(config, attn_implementation=attention)
+            model: PreTrainedModel = getattr(transformers, self.auto).from_config(config)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 _fill(name, parameter)
         model.train(False)
-        return model.to(dtype)
+        nn.Module.to(model, dtype)  # the model's own says something else of its types
+        return model
 
 
 TINY_MODELS: dict[str, TinyModel] = {
@@ -258,16 +272,19 @@ def tiny_model(name: str, trained_window: int = 64, **changes: Any) -> PreTraine
 
 def _small(kind: type[PreTrainedConfig], options: Mapping[str, Any], trained_window: int) -> PreTrainedConfig:
     """A configuration of small sizes, and of small configurations where it is made of several."""
-    shared: dict[str, Any] = {**_SIZES, "max_position_embeddings": trained_window, "max_seq_len": trained_window}
-    known = {each.name for each in dataclasses.fields(kind)}
-    # Other names of fields, where the field's own is not among ours.
-    known |= {name for name, own in kind.attribute_map.items() if own not in shared and own not in options}
-    arguments = {name: value for name, value in shared.items() if name in known}
+    fields = _fields(kind)
+    shared = {**_SIZES, "max_position_embeddings": trained_window, "max_seq_len": trained_window}
+    if "kv_lora_rank" in fields:
+        shared["num_key_value_heads"] = shared["num_attention_heads"]  # latent attention has a key for each query
+    # Other names of fields too, where the field's own is not among ours.
+    other = {name: own for name, own in kind.attribute_map.items() if own not in shared and own not in options}
+    known = {name: fields[own] for name, own in ({name: name for name in fields} | other).items() if own in fields}
+    arguments = {name: value for name, value in shared.items() if _typename(value) in known.get(name, ())}
     default = kind()
     arguments |= {name: size for name, size in _WINDOWS.items() if name in known and getattr(default, name) is not None}
-    if "layer_types" in known and not {"layer_types", "num_hidden_layers"} & options.keys():
-        if kinds := _kinds_of_layers(kind):
-            arguments |= {"layer_types": kinds, "num_hidden_layers": len(kinds)}
+    chosen = {"layer_types", "num_hidden_layers"} & options.keys()
+    if "layer_types" in fields and not chosen and (kinds := _kinds_of_layers(kind)):
+        arguments |= {"layer_types": kinds, "num_hidden_layers": len(kinds)}
     within = {
         name: _part(kind, name, options.get(name, {}), trained_window)
         for name in kind.sub_configs
@@ -282,15 +299,29 @@ def _part(
     default = getattr(kind(), name, None)
     if not isinstance(default, PreTrainedConfig):
         return None
-    if name in ("text_config", "llm_config", "thinker_config", "language_config", "decoder"):
+    if name in ("text_config", "thinker_config", "decoder"):
         return _small(type(default), options, trained_window)
-    known = {each.name for each in dataclasses.fields(default)} | default.attribute_map.keys()
-    return type(default)(**{**{size: value for size, value in _SIDE_SIZES.items() if size in known}, **options})
+    fields = _fields(type(default))
+    sizes = {size: value for size, value in _SIDE_SIZES.items() if _typename(value) in fields.get(size, ())}
+    return type(default)(**{**sizes, **options})
+
+
+def _fields(kind: type[PreTrainedConfig]) -> dict[str, set[str]]:
+    """The arguments of a configuration, with the types that each takes: some have a list where others have a number."""
+    return {
+        each.name: {getattr(each.type, "__name__", "")} | {part.strip() for part in str(each.type).split("|")}
+        for each in dataclasses.fields(kind)
+    }
+
+
+def _typename(value: object) -> str:
+    return "None" if value is None else type(value).__name__
 
 
 def _kinds_of_layers(kind: type[PreTrainedConfig]) -> list[str]:
     """Each kind of layer that a model of a dozen layers has by default, in the order they come; at least two layers."""
-    kinds = list(dict.fromkeys(getattr(kind(num_hidden_layers=12), "layer_types", None) or ()))
+    dozen: dict[str, Any] = {"num_hidden_layers": 12}
+    kinds = list(dict.fromkeys(getattr(kind(**dozen), "layer_types", None) or ()))
     return kinds if len(kinds) != 1 else 2 * kinds
 
 
