@@ -14,16 +14,20 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-real test-gpu lint types docs docs-test dist bench bench-gpu clean
+.PHONY: help demo test test-matrix test-real test-gpu lint types docs docs-test dist bench bench-gpu clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.package $(VENV)/.weights  ## set up and run the demo on a real model (minutes on two CPU cores)
 	$(BIN)/ropewalk demo $(ARGS)
 
 test: $(VENV)/.dev  ## set up and run the tests that need neither weights nor a GPU
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m "not slow and not gpu and not docs" $(ARGS)
+
+test-matrix: $(VENV)/.dev  ## every architecture of transformers, tiny, into build/matrix.jsonl (some minutes)
+	mkdir -p build
+	OMP_NUM_THREADS=1 $(BIN)/python -m ropewalk.testing.matrix --out build/matrix.jsonl $(ARGS)
 
 test-real: $(VENV)/.dev $(VENV)/.weights  ## tests on the real model (slow)
 	$(BIN)/pytest -m "slow and not gpu" --timeout=3600 $(ARGS)

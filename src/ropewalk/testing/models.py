@@ -7,7 +7,6 @@ would hardly show where a key is thought to be.
 
 from __future__ import annotations
 
-import dataclasses
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,89 +15,11 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-VOCABULARY = 96
+from ropewalk.testing.configurations import VOCABULARY as VOCABULARY
+from ropewalk.testing.configurations import small_configuration
 
-# Names differ between architectures; a configuration is given those that it knows.
-_SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-    # Mixtures of experts.
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "n_routed_experts": 4,
-    "moe_num_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 32,
-    "shared_intermediate_size": 32,
-    "intermediate_size_mlp": 64,
-    "n_group": 1,
-    "topk_group": 1,
-    # Latent attention.
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 16,
-    # Layers without attention.
-    "mamba_d_state": 8,
-    "mamba_n_heads": 4,
-    "mamba_d_head": 32,
-    "mamba_n_groups": 1,
-    "mamba_expand": 2,
-    "state_size": 8,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 2,
-    "linear_key_head_dim": 16,
-    "linear_value_head_dim": 16,
-    "linear_num_heads": 4,
-    "linear_head_dim": 16,
-    # Embeddings that each layer has of its own.
-    "vocab_size_per_layer_input": VOCABULARY,
-    "hidden_size_per_layer_input": 16,
-    # Sparse attention.
-    "index_n_heads": 2,
-    "index_head_dim": 16,
-    "index_topk": 32,
-}
-# Where a configuration has a window by default: one that a text of a hundred tokens is longer than.
-_WINDOWS = {"sliding_window": 24, "attention_chunk_size": 24, "sliding_window_size": 24, "window_size": 24}
-# Of what sees and hears beside the text, and is not asked.
-_SIDE_SIZES: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "depth": 1,
-    "num_heads": 2,
-    "embed_dim": 32,
-    "encoder_layers": 1,
-    "encoder_attention_heads": 2,
-    "encoder_ffn_dim": 32,
-    "d_model": 32,
-    "image_size": 28,
-    "patch_size": 14,
-    "out_hidden_size": 64,
-    "text_hidden_size": 64,
-    "projection_dim": 64,
-    "vision_output_dim": 64,
-    "projector_input_dim": 64,
-    "projector_output_dim": 64,
-    "base_channels": 32,
-    "image_token_embed_dim": 32,
-    "num_embeddings": 32,
-}
 _LOCAL_AND_GLOBAL = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
 
 
@@ -130,7 +51,7 @@ class TinyModel:
             changes: further arguments of its configuration.
         """
         options = {**self.options, **changes}
-        config = _small(getattr(transformers, self.config), options, trained_window)
+        config = small_configuration(getattr(transformers, self.config), options, trained_window)
         if dtype == torch.float64:
             config._experts_implementation = "eager"  # the others do without it
         with torch.random.fork_rng(devices=[]):
@@ -268,61 +189,6 @@ def tiny_model(name: str, trained_window: int = 64, **changes: Any) -> PreTraine
         changes: further arguments of its configuration.
     """
     return {**TINY_MODELS, **REFUSED_MODELS}[name].build(trained_window, **changes)
-
-
-def _small(kind: type[PreTrainedConfig], options: Mapping[str, Any], trained_window: int) -> PreTrainedConfig:
-    """A configuration of small sizes, and of small configurations where it is made of several."""
-    fields = _fields(kind)
-    shared = {**_SIZES, "max_position_embeddings": trained_window, "max_seq_len": trained_window}
-    if "kv_lora_rank" in fields:
-        shared["num_key_value_heads"] = shared["num_attention_heads"]  # latent attention has a key for each query
-    # Other names of fields too, where the field's own is not among ours.
-    other = {name: own for name, own in kind.attribute_map.items() if own not in shared and own not in options}
-    known = {name: fields[own] for name, own in ({name: name for name in fields} | other).items() if own in fields}
-    arguments = {name: value for name, value in shared.items() if _typename(value) in known.get(name, ())}
-    default = kind()
-    arguments |= {name: size for name, size in _WINDOWS.items() if name in known and getattr(default, name) is not None}
-    chosen = {"layer_types", "num_hidden_layers"} & options.keys()
-    if "layer_types" in fields and not chosen and (kinds := _kinds_of_layers(kind)):
-        arguments |= {"layer_types": kinds, "num_hidden_layers": len(kinds)}
-    within = {
-        name: _part(kind, name, options.get(name, {}), trained_window)
-        for name in kind.sub_configs
-        if isinstance(options.get(name, {}), Mapping)
-    }
-    return kind(**{**arguments, **options, **{name: part for name, part in within.items() if part is not None}})
-
-
-def _part(
-    kind: type[PreTrainedConfig], name: str, options: Mapping[str, Any], trained_window: int
-) -> PreTrainedConfig | None:
-    default = getattr(kind(), name, None)
-    if not isinstance(default, PreTrainedConfig):
-        return None
-    if name in ("text_config", "thinker_config", "decoder"):
-        return _small(type(default), options, trained_window)
-    fields = _fields(type(default))
-    sizes = {size: value for size, value in _SIDE_SIZES.items() if _typename(value) in fields.get(size, ())}
-    return type(default)(**{**sizes, **options})
-
-
-def _fields(kind: type[PreTrainedConfig]) -> dict[str, set[str]]:
-    """The arguments of a configuration, with the types that each takes: some have a list where others have a number."""
-    return {
-        each.name: {getattr(each.type, "__name__", "")} | {part.strip() for part in str(each.type).split("|")}
-        for each in dataclasses.fields(kind)
-    }
-
-
-def _typename(value: object) -> str:
-    return "None" if value is None else type(value).__name__
-
-
-def _kinds_of_layers(kind: type[PreTrainedConfig]) -> list[str]:
-    """Each kind of layer that a model of a dozen layers has by default, in the order they come; at least two layers."""
-    dozen: dict[str, Any] = {"num_hidden_layers": 12}
-    kinds = list(dict.fromkeys(getattr(kind(**dozen), "layer_types", None) or ()))
-    return kinds if len(kinds) != 1 else 2 * kinds
 
 
 def _fill(name: str, parameter: Tensor) -> None:

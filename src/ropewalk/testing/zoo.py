@@ -57,6 +57,12 @@ _INDEXED = {
     "indexer_compress_ratio": 4,
 }
 
+_DOTS3 = {
+    **{f"swa_{heads}": 4 for heads in ("num_attention_heads", "num_key_value_heads")},
+    **{f"swa_{rank}": 16 for rank in ("q_lora_rank", "kv_lora_rank", "head_dim", "v_head_dim")},
+    "swa_qk_nope_head_dim": 8,
+}
+
 # What architectures need beside the shared sizes.
 OPTIONS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
@@ -68,23 +74,48 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cohere_compass_text": _BOTH_ROPES,
     "cosmos3_edge": _three_axes(4, 2, 2),
     "dbrx": {
+        "d_model": 64,
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 64, "hidden_size": 64},
     },
+    "deepseek_ocr2": {
+        "text_config": {"mlp_layer_types": ["dense", "sparse"]},
+        "vision_config": {
+            "sam_config": {"downsample_channels": [32, 32], "output_channels": 32, "global_attn_indexes": [0]}
+        },
+    },
     "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}},
     "dots1": {"n_shared_experts": 1},
+    "dots3_note": {
+        "text_config": _DOTS3,
+        "vision_config": {
+            "num_hidden_layers": 42,
+            "moe_intermediate_size": 32,
+            "adapter_in_dim": 32,
+            "adapter_out_dim": 64,
+        },
+        "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 64},
+    },
+    "dots3_note_text": _DOTS3,
+    "emu3": {"vocabulary_map": {"<image>": 90}},
     "ernie4_5_vl_moe": _three_axes(3, 3, 2, moe_intermediate_size=[32, 32], moe_k=2),
     "falcon_h1": {"mamba_d_ssm": 128},
     "gemma3n_text": {"layer_types": _LOCAL_TWICE, "num_hidden_layers": 4, "num_kv_shared_layers": 2},
     "glm46v": _three_axes(4, 2, 2),
     "glm4v": _three_axes(4, 2, 2),
     "glm4v_moe": _three_axes(2, 1, 1, partial_rotary_factor=0.5),
+    "glm5_next": {"text_config": {"qk_rope_head_dim": 0}},
     "glm_ocr": _three_axes(4, 2, 2),
     "glmga": _three_axes(4, 2, 2),
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gpt_oss": _rope(),
     "gptj": {"rotary_dim": 8},
-    "granite4_vision": {"downsample_rate": "1/2", "deepstack_layer_map": [], "spatial_target_layers": []},
+    "granite4_vision": {
+        "downsample_rate": "1/2",
+        "deepstack_layer_map": [],
+        "spatial_target_layers": [],
+        "vision_config": {"hidden_size": 64},
+    },
     "granitemoehybrid": {"layer_types": _LINEAR_AND_FULL, "num_hidden_layers": 2},
     "hunyuan_vl": _three_axes(4, 2, 2),
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
@@ -98,33 +129,36 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "moe_topk": 2,
     },
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1, "chunk_size": 32},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [0]}},
+    "muse_glimmer": {"out_hidden_size": 64, "projector_hidden_size": 64},
+    "muse_spark": {
+        "out_hidden_size": 64,
+        "projector_hidden_size": 64,
+        "audio_config": {"num_hidden_layers": 4, "hidden_sizes": [16] * 4, "depths": [1] * 4},
+    },
+    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}, "projector_hidden_size": 64},
     "paddleocr_vl": _three_axes(4, 2, 2),
-    "qwen2_5_omni_thinker": _three_axes(4, 2, 2),
+    "qwen2_5_omni_thinker": {**_three_axes(4, 2, 2), "vision_start_token_id": 90},
     "qwen2_5_vl": _three_axes(4, 2, 2),
     "qwen2_vl": _three_axes(4, 2, 2),
-    "qwen3_omni_moe_thinker": _three_axes(4, 2, 2),
-    "qwen3_vl": _three_axes(4, 2, 2),
-    "qwen3_vl_moe": _three_axes(4, 2, 2),
     "qwen3_5": _three_axes(2, 1, 1, partial_rotary_factor=0.5),
     "qwen3_5_moe": _three_axes(2, 1, 1, partial_rotary_factor=0.5),
+    "qwen3_omni_moe_thinker": {**_three_axes(4, 2, 2), "vision_start_token_id": 90},
+    "qwen3_vl": _three_axes(4, 2, 2),
+    "qwen3_vl_moe": _three_axes(4, 2, 2),
     "qwen4_exp": {"text_config": _INDEXED},
     "qwen4_exp_text": _INDEXED,
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "step3p7": {"text_config": {"sliding_window": 24, "num_sliding_attention_heads": 4}},
+    "unlimited_ocr": {
+        "vision_config": {
+            "sam_config": {"downsample_channels": [32, 32], "output_channels": 32, "global_attn_indexes": [0]}
+        }
+    },
     "xlstm": {"num_heads": 2, "chunk_size": 8, "qk_dim_factor": 1.0},
     "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "num_hidden_layers": 4, "attn_layer_period": 2},
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "num_hidden_layers": 4, "use_mem_rope": True},
     "zaya": {"num_experts_per_tok": 1},
-    "deepseek_ocr2": {
-        "vision_config": {"sam_config": {"downsample_channels": [32, 64], "hidden_size": 32, "num_hidden_layers": 1}}
-    },
-    "dots3_note": {"vision_config": {"num_hidden_layers": 42}},
-    "emu3": {"vocabulary_map": {"<image>": 90}},
-    "glm5_next": {"text_config": {"qk_rope_head_dim": 0}},
-    "molmo2": {"adapter_config": {"vision_feature_layer": [0]}},
-    "muse_glimmer": {"out_hidden_size": 64, "projector_hidden_size": 64},
-    "muse_spark": {"vision_config": {"num_hidden_layers": 4}},
-    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}, "projector_hidden_size": 64},
 }
 # Names that are left out. The halves of encoder-decoders and the encoders with a head for text: they have learned or
 # relative positions, as gpt2, opt and bert have, and would fill the matrix with one and the same line.
