@@ -35,7 +35,7 @@ _SOFTMAXES = {torch.softmax, Tensor.softmax, nn.functional.softmax}
 # Scores below this are of pairs that do not attend.
 _HIDDEN = -1e8
 # How far the rows of one text may be apart: float32 angles, and what models compute in float32.
-_APART = 1e-6
+_APART = 1e-4
 
 
 class NotComputableError(Exception):
@@ -71,7 +71,7 @@ def logits_by_rows(
         raise ValueError(f"{position_map} hides keys, starts late or goes by pair: that is not computed by rows")
     if positions is None:
         positions = torch.arange(ids.shape[1])
-    with _held_frequencies(model), _without_windows() if everywhere else nullcontext():
+    with held_frequencies(model), _without_windows() if everywhere else nullcontext():
         with _Look(ids.shape[1]) as look:
             _run(model, ids)
         if not look.sees_all:
@@ -280,7 +280,7 @@ def _as_long_as(true: Tensor, turned: Tensor, dim: int) -> Tensor:
 
 
 @contextmanager
-def _held_frequencies(model: PreTrainedModel) -> Iterator[None]:
+def held_frequencies(model: PreTrainedModel) -> Iterator[None]:
     """Frequencies that follow the length of a text stay what they are in a newly made model."""
     before: list[tuple[Any, Any]] = [(each, each.rope_type) for each in model.modules() if hasattr(each, "rope_type")]
     try:

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import dataclasses
 import fnmatch
+import inspect
 import io
 import json
 import logging
@@ -25,7 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import transformers
@@ -34,11 +35,13 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 import ropewalk
 from ropewalk import DualChunk, Identity, PositionMap, SelfExtend, UnsupportedModelError
-from ropewalk.testing.by_rows import NotComputableError, logits_by_rows, output_of
+from ropewalk.testing.by_rows import NotComputableError, held_frequencies, logits_by_rows, output_of
 from ropewalk.testing.models import VOCABULARY
 from ropewalk.testing.zoo import ZOO, Entry
 
 Outcome = Literal["right", "unchecked", "wrong", "refused", "crashed", "not made"]
+
+_Result = TypeVar("_Result")
 
 WINDOW = 64
 TOKENS = 120
@@ -101,6 +104,10 @@ class _CheckError(Exception):
     """A check that failed."""
 
 
+class _RefusedError(Exception):
+    """What `extend` said instead of extending. The same at a forward pass comes too late, and is a crash."""
+
+
 def examine(name: str) -> Row:
     """All checks of one model of the zoo; raises nothing."""
     entry, begin = ZOO[name], time.perf_counter()
@@ -110,7 +117,7 @@ def examine(name: str) -> Row:
             _Examination(entry, row).run()
         except _CheckError as problem:
             row.outcome, row.message = "wrong", str(problem)
-        except UnsupportedModelError as refusal:
+        except _RefusedError as refusal:
             row.outcome, row.message = "refused", str(refusal)
         except Exception as error:  # whatever a model does
             row.outcome, row.message = "not made" if row.outcome == "not made" else "crashed", _where(error)
@@ -152,7 +159,7 @@ class _Examination:
             else:
                 self.row.dtype = str(dtype).removeprefix("torch.")
                 return model, build
-        raise AssertionError
+        raise AssertionError  # the last one returned or raised
 
     def _check_map(self, model: PreTrainedModel, position_map: PositionMap) -> None:
         row, ids = self.row, self.ids
@@ -197,13 +204,14 @@ class _Examination:
         return torch.cat(parts, dim=1)
 
     def _extend(self, model: PreTrainedModel, position_map: PositionMap) -> ropewalk.Extension:
+        before = _state(model)
         try:
-            return ropewalk.extend(
-                model, position_map, trained_window=WINDOW, sliding_window=self.row.window, enforce_limit=True
-            )
+            return ropewalk.extend(model, position_map, trained_window=WINDOW, sliding_window=self.row.window)
         except UnsupportedModelError as refusal:
+            if _state(model) != before:
+                raise _CheckError(f"refused, and attributes are left on the model: {refusal}") from refusal
             if self.row.window == "disable" or _DISABLE not in str(refusal):
-                raise
+                raise _RefusedError(str(refusal)) from refusal
         self.row.window = "disable"
         return self._extend(model, position_map)
 
@@ -222,50 +230,49 @@ class _Examination:
 
     def _by_rows(self, position_map: PositionMap) -> Tensor:
         everywhere = self.row.window == "disable"
-        try:
-            return logits_by_rows(self.build(WINDOW), self.ids, position_map, everywhere, self.positions)
-        except (IndexError, RuntimeError):
-            # A table of positions that ends with the trained window: the true positions of row 0 need a longer one.
-            pass
-        try:
-            return logits_by_rows(self.build(4 * WINDOW), self.ids, position_map, everywhere, self.positions)
-        except Exception as error:
-            raise NotComputableError(f"the unmodified model raises {_where(error)}") from error
+        return self._of_unmodified(
+            lambda model: logits_by_rows(model, self.ids, position_map, everywhere, self.positions)
+        )
 
-    def _same(
-        self,
-        name: str,
-        way: Callable[[PreTrainedModel], tuple[Tensor, Tensor]],
-        model: PreTrainedModel,
-    ) -> None:
+    def _of_unmodified(self, compute: Callable[[PreTrainedModel], _Result]) -> _Result:
+        """Something of the unmodified model, with the frequencies of its trained window.
+
+        Raises:
+            NotComputableError: it raises something itself.
+        """
+        # Some have a table of positions that ends with the trained window: texts past it need a longer one.
+        for window in (WINDOW, 4 * WINDOW):
+            model = self.build(window)
+            try:
+                with held_frequencies(model):
+                    return compute(model)
+            except NotComputableError:
+                raise
+            except Exception as error:
+                problem = error
+        raise NotComputableError(f"the unmodified model raises {_where(problem)}") from problem
+
+    def _same(self, name: str, way: Callable[[PreTrainedModel], tuple[Tensor, Tensor]], model: PreTrainedModel) -> None:
         """Two ways to read a text agree, if they do on the unmodified model."""
         if isinstance(self.row.checks.get(name), str):
             return
         try:
-            one, other = way(model)
-        except Exception:
-            if (reason := self._unmodified_raises(way)) is None:
-                raise
+            error, problem = self._difference(*way(model)), None
+        except Exception as raised:
+            error, problem = math.nan, raised
+        if error < TOLERANCE:
+            self._record(name, error)
+            return
+        try:
+            own = self._of_unmodified(lambda unmodified: self._difference(*way(unmodified)))
+        except NotComputableError as reason:
             self.row.checks[name] = f"not asked: {reason}"
             return
-        error = self._difference(one, other)
-        if not error < TOLERANCE:
-            own, reason = math.inf, self._unmodified_raises(way)
-            if reason is None:
-                own = self._difference(*way(self.build(WINDOW)))
-                reason = f"the unmodified model differs by {own:.1g}"
-            if not error < 4 * own:
-                raise _CheckError(f"{name}: off by {error:.2g} standard deviations")
-            self.row.checks[name] = f"not asked: {reason}"
-        else:
-            self._record(name, error)
-
-    def _unmodified_raises(self, way: Callable[[PreTrainedModel], tuple[Tensor, Tensor]]) -> str | None:
-        try:
-            way(self.build(WINDOW))
-        except Exception as error:
-            return f"the unmodified model raises {type(error).__name__}"
-        return None
+        if problem is not None:
+            raise problem
+        if not error < 4 * own:
+            raise _CheckError(f"{name}: off by {error:.2g} standard deviations")
+        self.row.checks[name] = f"not asked: it is off by {own:.1g} in the unmodified model"
 
     def _compare(self, name: str, actual: Tensor, expected: Tensor, how: str = "") -> None:
         error = self._difference(actual, expected)
@@ -307,11 +314,12 @@ def _padded(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     mask = torch.ones(2, TOKENS, dtype=torch.long)
     mask[1, :_PADDING] = 0
     batch = torch.cat((long, torch.cat((torch.zeros_like(long[:, :_PADDING]), short), dim=1)))
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    together = _logits(model, batch, attention_mask=mask, position_ids=positions)
-    return torch.cat((together[0], together[1, _PADDING:])), torch.cat(
-        (_logits(model, long), _logits(model, short)), 1
-    )[0]
+    given = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        del given["position_ids"]  # ALiBi counts the mask
+    together = _logits(model, batch, **given)
+    alone = torch.cat((_logits(model, long), _logits(model, short)), dim=1)
+    return torch.cat((together[0], together[1, _PADDING:])), alone[0]
 
 
 def _state(model: PreTrainedModel) -> list[Any]:
