@@ -31,7 +31,7 @@ from typing import Any, Literal, TypeVar
 import torch
 import transformers
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, StaticCache
+from transformers import PreTrainedModel, StaticCache
 
 import ropewalk
 from ropewalk import DualChunk, Identity, PositionMap, SelfExtend, UnsupportedModelError
@@ -56,10 +56,11 @@ TOLERANCE = 3e-4
 EFFECT = 1e-2
 
 _DISABLE = "sliding_window='disable'"
-# Another chunk: before, at and after the edges of windows and groups; ends with single tokens.
-_CHUNKS = (37, 1, 58, 24)
-_TOKENS = (*8 * (1,), 88, *24 * (1,))
-_STATIC = (97, *12 * (1,), 11)
+# Chunks end before, at and after the edges of windows, groups and chunks of the maps. Some models read several tokens
+# at once only where nothing was read before.
+_CHUNKS = (1, 1, 37, 1, 56, 24)
+_TOKENS = (88, *32 * (1,))
+_STATIC = (97, *23 * (1,))
 _PADDING = 31
 
 
@@ -194,14 +195,16 @@ class _Examination:
         return _logits(model, self.ids, **where)
 
     def _in_parts(self, model: PreTrainedModel, sizes: tuple[int, ...], cache: Any = None) -> Tensor:
-        cache = DynamicCache(config=model.config) if cache is None else cache
-        parts, begin = [], 0
+        """Read in parts, as `generate` does, into a cache that the model makes itself if none is given."""
+        positions = torch.arange(TOKENS)[None] if self.positions is None else self.positions[:, None]
+        outputs, begin = [], 0
         for size in sizes:
             part = slice(begin, begin + size)
-            where = {} if self.positions is None else {"position_ids": self.positions[:, None, part]}
-            parts.append(_logits(model, self.ids[:, part], past_key_values=cache, use_cache=True, **where))
-            begin += size
-        return torch.cat(parts, dim=1)
+            where = {"position_ids": positions[..., part]} if _takes_positions(model) else {}
+            result = model(input_ids=self.ids[:, part], past_key_values=cache, use_cache=True, **where)
+            outputs.append(output_of(result))
+            cache, begin = result.past_key_values, begin + size
+        return torch.cat(outputs, dim=1)
 
     def _extend(self, model: PreTrainedModel, position_map: PositionMap) -> ropewalk.Extension:
         before = _state(model)
@@ -308,6 +311,11 @@ def _logits(model: PreTrainedModel, ids: Tensor, **arguments: Any) -> Tensor:
     return output_of(model(input_ids=ids, **more, **arguments))
 
 
+def _takes_positions(model: PreTrainedModel) -> bool:
+    """ALiBi counts the tokens instead."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
 def _padded(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """A text that is padded on the left in a batch, and alone."""
     long, short = _text(TOKENS), _text(TOKENS - _PADDING, seed=1)
@@ -315,8 +323,8 @@ def _padded(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     mask[1, :_PADDING] = 0
     batch = torch.cat((long, torch.cat((torch.zeros_like(long[:, :_PADDING]), short), dim=1)))
     given = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        del given["position_ids"]  # ALiBi counts the mask
+    if not _takes_positions(model):
+        del given["position_ids"]
     together = _logits(model, batch, **given)
     alone = torch.cat((_logits(model, long), _logits(model, short)), dim=1)
     return torch.cat((together[0], together[1, _PADDING:])), alone[0]
