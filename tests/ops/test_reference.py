@@ -99,7 +99,7 @@ def test_positions_in_padded_rows(impl):
 @over_maps
 @over_positions
 def test_positions_on_axes(position_map, impl):
-    """As in M-RoPE: each axis is mapped for itself, true where a key is further along it; the first says what is seen."""
+    """As in M-RoPE: each axis is mapped by itself, true where a key is ahead on it; the first says what is seen."""
     rotary, tokens = random_rotary(12), torch.arange(40)
     q, k, v = doubles(1, 4, 2, 9, 40, 16)
     axes = torch.stack((tokens, tokens // 4, tokens % 4 + 20), dim=-1)
