@@ -121,7 +121,7 @@ def test_a_length_within_reach_leaves_the_map_as_it_is():
     assert PRESET.map_for(20_000, 4096) == replace(SelfExtend.for_length(20_000, 4096), start=5)
     assert type(Preset(SELF(3, 0.5, 8), 512).map_for(1500)) is SELF
     assert Preset(ReRoPE(8), 64).map_for(10**9) == ReRoPE(8)
-    with pytest.raises(LengthError, match="cannot reach a target length of 65 tokens"):
+    with pytest.raises(LengthError, match="reaches 64 tokens, the trained window itself, not 65"):
         Preset(Identity(), 64).map_for(65)
     with pytest.raises(ValueError, match="target_length must be 1 or more, got 0"):
         PRESET.map_for(0)
