@@ -109,7 +109,7 @@ def test_what_is_no_file(tmp_path):
 
 
 def test_words_of_a_file_steer_no_terminal():
-    assert str(Preset(Identity(), 1, name="a\x1b[31mb", source="two\nlines")) == "a\\x1b[31mb (two lines)"
+    assert str(Preset(Identity(), 1, name="a\x1b[31mb", source="two\nlines")) == "a\\x1b[31mb: two lines"
 
 
 def test_a_length_within_reach_leaves_the_map_as_it_is():

@@ -138,9 +138,9 @@ class Preset:
             Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     def __str__(self) -> str:
-        """What it is called and where it is from, in a line: `llama-2-7b, built in (SelfExtend ..., table 4)`."""
+        """What it is called and where it is from, in a line: `mpt-7b-chat, built in: SelfExtend ..., table 8`."""
         called = ", ".join(dict.fromkeys(word for word in (self.name, self.where) if word)) or "without a name"
-        return called + (f" ({self.source})" if self.source else "")
+        return called + (f": {self.source}" if self.source else "")
 
 
 # Of a file, in its order.

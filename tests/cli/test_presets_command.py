@@ -48,7 +48,7 @@ def generate(model, tmp_path):
 
 
 def test_what_goes_before_what(generate, model, given):
-    found = f"tuned, {model / 'ropewalk.json'} (measured)"
+    found = f"tuned, {model / 'ropewalk.json'}: measured"
     report, said = generate()
     assert report == {
         "map": SelfExtend(6, 24).to_dict(),
