@@ -20,6 +20,7 @@ from ropewalk.maps import (
     SlidingWindow,
     StreamingLLM,
 )
+from ropewalk.presets import Preset
 
 if TYPE_CHECKING:
     from ropewalk.integrations.transformers.extend import Extension, extend, restore
@@ -48,6 +49,7 @@ __all__ = [
     "LengthError",
     "ModelChangedError",
     "PositionMap",
+    "Preset",
     "ReRoPE",
     "SelfExtend",
     "SlidingWindow",

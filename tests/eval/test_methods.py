@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from ropewalk.eval.methods import parse, parse_all
+from ropewalk.eval.methods import of_preset, parse, parse_all
 from ropewalk.eval.scalings import NTK, DynamicNTK, Linear, YaRN
 from ropewalk.eval.subjects import Model
 from ropewalk.integrations.transformers import scoring
@@ -10,6 +10,7 @@ from ropewalk.integrations.transformers.models import LoadedModel
 from ropewalk.integrations.transformers.sources import Source
 from ropewalk.maps import MAPS, SELF, Infinite, LeakyReRoPE, SelfExtend
 from ropewalk.maps.sliding_window import SlidingWindow
+from ropewalk.presets import Preset
 from ropewalk.testing import tiny_model
 
 
@@ -37,6 +38,8 @@ def log_likelihoods(model, ids, first, *arguments):
         ("yarn", YaRN(2.0)),
         ("infinite(window=1024)", Infinite(1024)),
         ("infinite", Infinite(8192)),
+        ("selfextend(group_size=8, window=1024, sliding_window='disable')", SelfExtend(8, 1024)),
+        ("selfextend(query_scaling='yarn')", SelfExtend.for_length(16384, 8192)),
     ],
 )
 def test_a_name_says_all(text, change):
@@ -54,6 +57,9 @@ def test_a_name_says_all(text, change):
         ("selfextend(group_size=open('x'))", "a method is a name"),
         ("selfextend(group_size=8, width=3)", "width"),
         ("selfextend(group_size=0, window=3)", "group_size"),
+        ("selfextend(sliding_window='off')", "sliding_window must be 'keep' or 'disable', got 'off'"),
+        ("selfextend(query_scaling='log')", "query scaling must be one of log-n, yarn, got 'log'"),
+        ("linear(factor=2.0, sliding_window='disable')", "sliding_window"),
         ("linear(factor=0.5)", "factor of linear must be a number of 1 or more, got 0.5"),
         ("yarn(factor='4')", "factor of yarn must be a number of 1 or more, got '4'"),
         ("ntk(factor=1e999)", "got inf"),
@@ -135,6 +141,17 @@ def test_a_model_under_a_method(text):
         with parse(text, 160, 64).enter(model, 64):
             assert not torch.allclose(model(ids).logits, before, atol=0.1)
         assert torch.equal(model(ids).logits, before)
+
+
+def test_a_presets_method_is_what_the_preset_says():
+    preset = Preset(SelfExtend(4, 16), 64, "yarn", "disable")
+    method = of_preset(preset, 100, 64)
+    assert method == parse("selfextend(group_size=4, window=16, sliding_window='disable', query_scaling='yarn')", 1, 64)
+    model = tiny_model("mistral-sliding")
+    with method.enter(model, 64) as handle:
+        assert handle.position_map == SelfExtend(4, 16)
+        assert handle.query_scaling.kind == "yarn"
+        assert all(layer.extended for layer in handle.layers)
 
 
 def test_a_sliding_window_is_that_of_transformers():

@@ -94,6 +94,28 @@ def test_it_says_what_was_done(make):
     assert info["model_dtype"] == torch.float32  # and all that lm-eval says of itself
 
 
+def test_presets(make, folder, tmp_path):
+    tuned = ropewalk.Preset(ropewalk.SelfExtend(4, 8), 60, query_scaling="yarn", name="tuned")
+    tuned.save(tmp_path / "tuned.json")
+    model = make(preset=str(tmp_path / "tuned.json"))
+    assert model.extension.preset == tuned
+    assert model.max_length == ropewalk.SelfExtend(4, 8).max_length(60)
+    assert model.get_model_info()["preset"] == f"tuned, {tmp_path / 'tuned.json'}"
+    assert make(preset=tuned, max_length=230).extension.position_map == ropewalk.SelfExtend.for_length(230, 60)
+    assert make(preset=tuned, map="rerope", window=16, max_length=99).extension.position_map == ropewalk.ReRoPE(16)
+    assert make(preset=tuned, map=None).extension is None
+    with pytest.raises(ValueError, match="no preset is called 'tuned'"):
+        make(preset="tuned")
+    beside = folder / "ropewalk.json"
+    tuned.save(beside)
+    try:
+        assert make().extension.preset == tuned
+        assert make(map="rerope", window=16, max_length=99).extension.preset is None
+        assert make(group_size=2, window=16).extension.position_map == ropewalk.SelfExtend(2, 16)
+    finally:
+        beside.unlink()
+
+
 def test_a_model_as_it_is(make):
     model = make(map=None)
     assert model.extension is None

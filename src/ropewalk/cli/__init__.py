@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import ropewalk
-from ropewalk.cli import chat, demo, eval, explain, generate, report
+from ropewalk.cli import chat, demo, eval, explain, generate, presets, report
 from ropewalk.cli.errors import Commands
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app.command("demo")(demo.command)
 app.command("generate")(generate.command)
 app.command("chat")(chat.command)
 app.command("explain")(explain.command)
+app.command("presets")(presets.command)
 app.add_typer(eval.app, name="eval")
 app.command("report")(report.command)
 

@@ -17,6 +17,7 @@ from ropewalk.cli import model_options
 from ropewalk.cli.asking_options import Wanted
 from ropewalk.cli.documents import check_question, read_files
 from ropewalk.cli.errors import UserError
+from ropewalk.cli.model_options import How
 from ropewalk.cli.progress import reading as progress
 from ropewalk.cli.progress import size
 from ropewalk.integrations.transformers.memory import memory
@@ -131,15 +132,13 @@ def read(wanted: Wanted, questions: list[str] | None) -> Iterator[Asking]:
             raise UserError(f"{loaded.source.name}: {_as_options(error)}") from error
         longest = read_once + _QUESTION if prompts is None else max(prompts)
         needed = longest + wanted.max_new_tokens
-        window = model_options.window_of(loaded, wanted.trained_window)
-        position_map = _map(wanted, kept, window, needed)
-        _check_reach(wanted, kept, position_map, window, longest)
-        target_length = max(needed, wanted.target_length or 0)
-        extension = stack.enter_context(
-            model_options.extended(
-                loaded, position_map, target_length, window, wanted.sliding_window, wanted.query_scaling
-            )
+        how = model_options.how(
+            loaded, wanted.map_options, wanted.trained_window, wanted.sliding_window, wanted.query_scaling
         )
+        position_map = _map(wanted, how, kept, needed)
+        _check_reach(wanted, kept, position_map, how.trained_window, longest)
+        target_length = max(needed, wanted.target_length or 0)
+        extension = stack.enter_context(how.extended(loaded, position_map, target_length))
         if wanted.verbose:
             console.print(str(extension), soft_wrap=True)
         _announce(console, loaded, extension, prompts, read_once, wanted)
@@ -198,7 +197,7 @@ def _check_kept(wanted: Wanted, kept: Kept, text: str) -> None:
             how = f"was read {'with' if allowed else 'without'} --allow-control-tokens"
         elif kept.facts["extension"] is None:
             how = "was read by a model that was not extended"
-        elif (name := from_dict(kept.facts["extension"]["map"]).name) != wanted.map_options.name:
+        elif (name := from_dict(kept.facts["extension"]["map"]).name) != (wanted.map_options.kind or name):
             how = f"was read with --map {name}"
         else:
             return
@@ -207,10 +206,10 @@ def _check_kept(wanted: Wanted, kept: Kept, text: str) -> None:
     raise UserError(f"--keep: {str(kept.path)!r} {how}: name another file, or delete it to read the text anew")
 
 
-def _map(wanted: Wanted, kept: Kept | None, window: int, needed: int) -> PositionMap:
+def _map(wanted: Wanted, how: How, kept: Kept | None, needed: int) -> PositionMap:
     """The map that was asked for; where nothing but its name was, the one that a kept text was read with."""
     if kept is None or wanted.map_options.parameters or wanted.target_length is not None:
-        return wanted.map_options.choose(wanted.target_length or needed, window)
+        return how.choose(wanted.target_length or needed)
     return from_dict(kept.facts["extension"]["map"])
 
 
@@ -252,6 +251,7 @@ def _announce(
         f"  {asked}",
         f"  map      {extension.position_map}: reaches {number(extension.max_length)} tokens, "
         f"recommended up to {number(extension.recommended_length)}",
+        *([f"  preset   {extension.preset}"] if extension.preset is not None else []),
         f"  memory   about {size(weights)} for the weights and {size(cache)} for keys and values",
     ]
     if wanted.keep is not None and not wanted.keep.exists():

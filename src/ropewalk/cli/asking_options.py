@@ -74,7 +74,7 @@ class Wanted:
     dtype: str
     device: str
     trained_window: int | None
-    sliding_window: str
+    sliding_window: str | None
     query_scaling: str | None
     trust_remote_code: bool
     verbose: bool

@@ -55,7 +55,7 @@ def command(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     trained_window: TrainedWindowOption = None,
-    sliding_window: SlidingWindowOption = "keep",
+    sliding_window: SlidingWindowOption = None,
     query_scaling: QueryScalingOption = None,
     trust_remote_code: TrustRemoteCodeOption = False,
     verbose: VerboseOption = False,

@@ -32,6 +32,7 @@ from ropewalk.cli.progress import duration, reading
 from ropewalk.integrations.transformers.versions import versions
 
 if TYPE_CHECKING:
+    from ropewalk import Preset
     from ropewalk.eval.hidden_facts import Part, Reply, Result, Setup, Text, Variant
 
 # Any length and window for which every map exists: a mistyped map is found before the model is loaded.
@@ -52,7 +53,7 @@ def command(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     trained_window: TrainedWindowOption = None,
-    sliding_window: SlidingWindowOption = "keep",
+    sliding_window: SlidingWindowOption = None,
     trust_remote_code: TrustRemoteCodeOption = False,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -69,18 +70,19 @@ def command(
         from ropewalk.eval import hidden_facts
 
         loaded = model_options.load_model(source, dtype, device, trust_remote_code, verbose)
-        window = model_options.window_of(loaded, trained_window)
+        how = model_options.how(loaded, map_options, trained_window, sliding_window)
+        window = how.trained_window
         target_length = tokens + hidden_facts.NEW_TOKENS
-        setup = hidden_facts.Setup(loaded, map_options.choose(target_length, window), window, sliding_window)  # type: ignore[arg-type]
+        setup = hidden_facts.Setup(loaded, how.choose(target_length), window, how.sliding_window, how.query_scaling)
         try:
             texts = hidden_facts.texts(loaded, tokens, window, seed)
         except ValueError as error:
             raise UserError(f"--tokens: {error}") from error
         screen = _Screen(as_json)
-        with model_options.extended(loaded, setup.position_map, target_length, window, sliding_window) as extension:
+        with how.extended(loaded, setup.position_map, target_length) as extension:
             if verbose:
                 screen.progress.print(str(extension), soft_wrap=True)
-        screen.introduce(setup, tokens, target_length)
+        screen.introduce(setup, tokens, target_length, how.preset)
         results: list[Result] = []
         with screen.bars:
             for number, text in enumerate(texts, 1):
@@ -90,7 +92,7 @@ def command(
         verdict = hidden_facts.verdict(results, setup)
         screen.conclude(verdict, seconds)
         if as_json:
-            report = _report(setup, results, tokens, target_length, seed, seconds)
+            report = _report(setup, results, tokens, target_length, seed, seconds, how.preset)
             print(json.dumps({**report, "verdict": verdict}, indent=2))
 
 
@@ -106,7 +108,7 @@ class _Screen:
         self.results = Console(quiet=self.as_json, **options)
         self.progress = Console(stderr=True, **options)
 
-    def introduce(self, setup: Setup, tokens: int, target_length: int) -> None:
+    def introduce(self, setup: Setup, tokens: int, target_length: int, preset: Preset | None) -> None:
         loaded, window = setup.loaded, setup.trained_window
         past = f", {tokens - window:,} past the end of that window" if tokens > window else ", inside of that window"
         self.results.print("Ropewalk demo", style="bold")
@@ -118,6 +120,7 @@ class _Screen:
             ),
             ("texts", f"up to {tokens:,} tokens{past}"),
             ("extended by", f"{setup.position_map}, for a target of {target_length:,} tokens"),
+            *([("preset", str(preset))] if preset is not None else []),
         )
         if tokens <= window:
             self.results.print(
@@ -167,7 +170,13 @@ def _reply(reply: Reply) -> Styled:
 
 
 def _report(
-    setup: Setup, results: Sequence[Result], tokens: int, target_length: int, seed: int, seconds: float
+    setup: Setup,
+    results: Sequence[Result],
+    tokens: int,
+    target_length: int,
+    seed: int,
+    seconds: float,
+    preset: Preset | None,
 ) -> dict[str, Any]:
     from ropewalk.eval import hidden_facts
 
@@ -177,6 +186,7 @@ def _report(
         "tokens": tokens,
         "target_length": target_length,
         "map": setup.position_map.to_dict(),
+        "preset": None if preset is None else str(preset),
         "seed": seed,
         "facts": hidden_facts.to_dict(results),
         "right": {**hidden_facts.rights(results), "of": len(results)},

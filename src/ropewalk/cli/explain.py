@@ -25,8 +25,10 @@ _ROWS = 8
 @with_map_options()
 def command(
     map_options: MapOptions,
-    trained_window: Annotated[int, typer.Option(help="Tokens that the model was trained on.")],
     length: Annotated[int, typer.Option(help="Tokens of the text.")],
+    trained_window: Annotated[
+        int | None, typer.Option(help="Tokens that the model was trained on. \\[default: what the preset says]")
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(parser=path, metavar="FILE", help="Draw the map to this PNG or SVG file.")
     ] = None,
@@ -38,6 +40,12 @@ def command(
     """
     if picture is not None and picture.suffix.lower() not in PICTURE_SUFFIXES:
         raise UserError(f"--picture must end in {' or '.join(PICTURE_SUFFIXES)}, got {str(picture)!r}")
+    if trained_window is None:
+        if map_options.preset is None:
+            raise UserError(
+                "pass --trained-window, the tokens that the model was trained on, or a --preset that says it"
+            )
+        trained_window = map_options.preset.trained_window
     check_tokens("--trained-window", trained_window)
     check_tokens("--length", length)
     explanation = explain(map_options.choose(length, trained_window), trained_window, length)

@@ -21,25 +21,56 @@ from ropewalk.cli.errors import UserError
 from ropewalk.maps import MAPS, MapEntryPointError, PositionMap
 from ropewalk.maps.positions import UNBOUNDED
 from ropewalk.names import unknown
+from ropewalk.presets import Preset, read_preset
 
 _PANEL = "Map"
 _READERS: dict[Any, Callable[[str], Any]] = {int: int, float: float, bool: {"true": True, "false": False}.__getitem__}
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        help="For what is not given: a built-in preset (see ropewalk presets) or a file. \\[default: the model's own]",
+        metavar="NAME|FILE",
+        rich_help_panel=_PANEL,
+    ),
+]
 _START_HELP = "Queries before this position keep true distances. \\[default: 0]"
 
 
 @dataclass(frozen=True)
 class MapOptions:
-    """The map that was asked for: its name, and the parameters that were given."""
+    """The map that was asked for: its name, and the parameters that were given.
+
+    Attributes:
+        given: whether a map was asked for at all. The name is the default one where none was.
+        preset: that was asked for.
+    """
 
     name: str
     parameters: dict[str, Any]
+    given: bool = True
+    preset: Preset | None = None
+
+    @property
+    def kind(self) -> str | None:
+        """Name of the kind of map that was asked for, by itself or by a preset."""
+        if self.given:
+            return self.name
+        return None if self.preset is None else self.preset.position_map.name
 
     def choose(self, length: int | None = None, trained_window: int | None = None) -> PositionMap:
         """The map; without parameters, the one that its kind recommends for `length` on `trained_window` (tokens).
 
+        The preset's where there is one and no map was asked for, if it reaches `length`.
+
         Raises:
             UserError: no such map, a parameter that it lacks, needs or cannot take, or no map for that length.
         """
+        if self.preset is not None and not self.given:
+            try:
+                return self.preset.map_for(length, trained_window)
+            except ValueError as error:
+                raise UserError(str(error)) from error
         kind = _kind(self.name)
         own = {field.name: field for field in fields(kind)}
         for name in self.parameters:
@@ -62,7 +93,8 @@ class MapOptions:
 
 
 def with_map_options(default: str = "selfextend") -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command `--map` and the parameters of every map; it receives them as `map_options: MapOptions`."""
+    """Gives a command `--preset`, `--map` and the parameters of every map; it receives them as
+    `map_options: MapOptions`."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
@@ -78,10 +110,11 @@ def with_map_options(default: str = "selfextend") -> Callable[[Callable[..., Non
         def wrapper(**values: Any) -> None:
             if broken:
                 raise broken
-            name = values.pop("map_name")
-            given = {option.name: values.pop(option.name) for option in options[1:]}
+            preset, name = (values.pop(option.name) for option in options[:2])
+            given = {option.name: values.pop(option.name) for option in options[2:]}
             given = {parameter: value for parameter, value in given.items() if value is not None}
-            command(map_options=MapOptions(name, given), **values)
+            asked = name is not None or bool(given)
+            command(map_options=MapOptions(name or default, given, asked, preset_option(preset)), **values)
 
         # typer reads the options off the signature and the annotations.
         everything = [*own, *options]
@@ -90,6 +123,18 @@ def with_map_options(default: str = "selfextend") -> Callable[[Callable[..., Non
         return wrapper
 
     return decorate
+
+
+def preset_option(preset: str | None) -> Preset | None:
+    """What `--preset` names.
+
+    Raises:
+        UserError: there is no such preset, or none in the file.
+    """
+    try:
+        return None if preset is None else read_preset(preset)
+    except ValueError as error:
+        raise UserError(f"--preset: {error}") from error
 
 
 def check_tokens(option: str, value: int, at_least: int = 1) -> None:
@@ -109,11 +154,14 @@ def _kind(name: str) -> type[PositionMap]:
 
 
 def _parameters(default: str, kinds: Mapping[str, type[PositionMap]], taken: Container[str]) -> list[inspect.Parameter]:
-    """`--map`, then one option for every field of any map that an option can hold and no other option is called."""
-    map_type = Annotated[
-        str, typer.Option("--map", help=f"Position map: {', '.join(kinds)}.", metavar="NAME", rich_help_panel=_PANEL)
+    """`--preset` and `--map`, then one option for every field of any map that an option can hold and no other option is
+    called."""
+    map_help = f"Position map: {', '.join(kinds)}. \\[default: the preset's, or {default}]"
+    map_type = Annotated[str | None, typer.Option("--map", help=map_help, metavar="NAME", rich_help_panel=_PANEL)]
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in (("preset_name", PresetOption), ("map_name", map_type))
     ]
-    parameters = [inspect.Parameter("map_name", inspect.Parameter.KEYWORD_ONLY, default=default, annotation=map_type)]
     holders: dict[str, list[type[PositionMap]]] = {}
     for kind in kinds.values():
         for name, written in _types(kind).items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Public-domain texts for the demo and the evaluation. Sources: README.md in this folder."""
+"""Public-domain texts for the demo and the evaluation, and the built-in presets. Sources: README.md in this folder."""
 
 from __future__ import annotations
 

@@ -17,10 +17,12 @@ from typing import Any, Literal
 from ropewalk.data import alice
 from ropewalk.eval import haystack
 from ropewalk.eval.fitting import most_that_fit
-from ropewalk.integrations.transformers.extend import SlidingWindowChoice, extend
+from ropewalk.integrations.transformers.extend import extend
 from ropewalk.integrations.transformers.models import LoadedModel
 from ropewalk.integrations.transformers.reading import read
 from ropewalk.maps import PositionMap
+from ropewalk.maps.query_scaling import QueryScalingKind
+from ropewalk.presets import SlidingWindowChoice
 
 Part = Literal["passkey", "book"]
 Variant = Literal["unmodified", "extended"]
@@ -46,6 +48,7 @@ class Setup:
     position_map: PositionMap
     trained_window: int
     sliding_window: SlidingWindowChoice = "keep"
+    query_scaling: QueryScalingKind | None = None
 
 
 @dataclass(frozen=True)
@@ -264,6 +267,7 @@ def _replies(
                     setup.position_map,
                     trained_window=setup.trained_window,
                     sliding_window=setup.sliding_window,
+                    query_scaling=setup.query_scaling,
                 )
             )
         began = perf_counter()

@@ -6,6 +6,7 @@ selfextend(group_size=8, window=1024)    under a position map
 linear(factor=4.0)                       with scaled rotary frequencies
 infinite(window=1024)                    block by block
 selfextend                               with what is recommended for the longest text; so for every name
+selfextend(sliding_window='disable')     as ropewalk.extend has it; query_scaling='log-n' likewise
 
 A sweep is a method for each combination of several values: selfextend(group_size={4, 8}, window={512, 1024}).
 """
@@ -24,7 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 from ropewalk.eval.scalings import SCALINGS, RopeScaling
 from ropewalk.maps import MAPS, PositionMap
+from ropewalk.maps.query_scaling import QueryScaling, QueryScalingKind
 from ropewalk.names import unknown
+from ropewalk.presets import Preset, SlidingWindowChoice, check_sliding_window
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,6 +36,9 @@ UNMODIFIED = "unmodified"
 
 # What a method does to a model.
 Change = PositionMap | RopeScaling
+
+# How any map is put under a model, if nothing else is said; parameters of a map that are called so are its own.
+_HOW: dict[str, Any] = {"sliding_window": "keep", "query_scaling": None}
 
 # Not copied out of `MAPS`: packages that bring a map are asked for it when it is named.
 CHANGES: Mapping[str, type[Change]] = ChainMap({kind.name: kind for kind in SCALINGS}, MAPS)  # type: ignore[arg-type]
@@ -45,10 +51,14 @@ class Method:
     Attributes:
         name: complete: `parse` gives the same method for it.
         change: None for the model as it is.
+        sliding_window: of a position map, as in `ropewalk.extend`.
+        query_scaling: likewise.
     """
 
     name: str
     change: Change | None = None
+    sliding_window: SlidingWindowChoice = "keep"
+    query_scaling: QueryScalingKind | None = None
 
     def enter(self, model: PreTrainedModel, trained_window: int) -> AbstractContextManager[object]:
         """The model under this method, until the context ends.
@@ -61,10 +71,25 @@ class Method:
         if isinstance(self.change, PositionMap):
             from ropewalk.integrations.transformers.extend import extend
 
-            return extend(model, self.change, trained_window=trained_window)
+            return extend(
+                model,
+                self.change,
+                trained_window=trained_window,
+                sliding_window=self.sliding_window,
+                query_scaling=self.query_scaling,
+            )
         from ropewalk.integrations.transformers.rope_scaling import scaled
 
         return scaled(model, self.change.name, self.change.factor, trained_window)
+
+
+def of_preset(preset: Preset, longest: int, trained_window: int) -> Method:
+    """What a preset says, for texts of `longest` tokens; see `Preset.map_for`.
+
+    Raises:
+        LengthError: no map of its kind reaches that far.
+    """
+    return _of_map(preset.map_for(longest, trained_window), preset.sliding_window, preset.query_scaling)
 
 
 def parse(text: str, longest: int, trained_window: int) -> Method:
@@ -109,18 +134,35 @@ def _method(name: str, parameters: dict[str, Any], longest: int, trained_window:
     if name not in CHANGES:
         raise ValueError(unknown("method", name, [UNMODIFIED, *CHANGES]))
     kind = CHANGES[name]
+    own = {field.name for field in dataclasses.fields(kind)}
+    how = _HOW.keys() - own if issubclass(kind, PositionMap) else set()
+    shape = {key: value for key, value in parameters.items() if key not in how}
     try:
-        change = kind(**parameters) if parameters else kind.for_length(longest, trained_window)
+        change = kind(**shape) if shape else kind.for_length(longest, trained_window)
+        if not isinstance(change, PositionMap):
+            return Method(_name_of(change), change)
+        chosen = {**_HOW, **{key: value for key, value in parameters.items() if key in how}}
+        check_sliding_window(chosen["sliding_window"])
+        if chosen["query_scaling"] is not None:
+            QueryScaling(chosen["query_scaling"], trained_window)
+        return _of_map(change, **chosen)
     except (TypeError, ValueError) as error:
         raise ValueError(f"method {_written(name, parameters)}: {error}") from error
-    return Method(_name_of(change), change)
 
 
-def _name_of(change: Change) -> str:
+def _of_map(
+    position_map: PositionMap, sliding_window: SlidingWindowChoice, query_scaling: QueryScalingKind | None
+) -> Method:
+    how = {"sliding_window": sliding_window, "query_scaling": query_scaling}
+    told = {key: value for key, value in how.items() if value != _HOW[key]}
+    return Method(_name_of(position_map, told), position_map, sliding_window, query_scaling)
+
+
+def _name_of(change: Change, how: Mapping[str, Any] | None = None) -> str:
     parameters = dataclasses.asdict(change)
     if not parameters.get("start"):
         parameters.pop("start", None)
-    return _written(change.name, parameters)
+    return _written(change.name, {**parameters, **(how or {})})
 
 
 def _written(name: str, parameters: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from rich.console import Console
 from ropewalk.cli import model_options
 from ropewalk.cli.errors import UserError
 from ropewalk.cli.eval import processes
+from ropewalk.cli.map_options import preset_option
 from ropewalk.cli.model_options import (
     DeviceOption,
     DtypeOption,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from ropewalk.eval.runner import Counts, OnRow
     from ropewalk.eval.subjects import Subject
     from ropewalk.eval.tasks import Task
+    from ropewalk.presets import Preset
 
 # Kinds of failures that are told.
 _TOLD = 5
@@ -58,6 +60,15 @@ class RunOptions:
             "times. \\[default: unmodified and selfextend]",
         ),
     ] = None
+    preset: Annotated[
+        str | None,
+        _option(
+            "--preset",
+            metavar="NAME|FILE",
+            help="One more method: what a preset says, built in (see ropewalk presets) or in a file. Its trained "
+            "window goes for all methods, and without --method it is compared with unmodified alone.",
+        ),
+    ] = None
     limit: Annotated[int | None, _option(min=1, help="Examples of each method, spread over all.")] = None
     seed: Annotated[int, _option(help="Of everything random.")] = 0
     batch_size: Annotated[int, _option(min=1, help="Prompts or passages that are asked together.")] = 1
@@ -78,7 +89,7 @@ class RunOptions:
     @property
     def methods(self) -> list[str]:
         """What was asked for, or what is compared by default."""
-        return self.method or ["unmodified", "selfextend"]
+        return self.method or (["unmodified", "selfextend"] if self.preset is None else ["unmodified"])
 
 
 def evaluate(task: Task, run: RunOptions) -> None:
@@ -89,17 +100,21 @@ def evaluate(task: Task, run: RunOptions) -> None:
     from ropewalk.eval.results import Results
 
     model_options.check(run.dtype, run.device)
+    preset = preset_option(run.preset)
     if run.output.exists() and not run.output.is_dir():
         raise UserError(f"--output must be a folder, and {str(run.output)!r} is none")
     try:
         ways.parse_all(run.methods, 1, 8192)  # a mistyped one is found before anything is loaded
-        load = _loader(run)
+        load = _loader(run, preset)
         with _sharing(run) as share, model_options.running(run.verbose):
             task.read()
             for note in task.notes:
                 print(f"note: {note}", file=sys.stderr)
             subject, window = load()
-            chosen = ways.parse_all(run.methods, task.longest or _TIMES * window, window)
+            longest = task.longest or _TIMES * window
+            chosen = ways.parse_all(run.methods, longest, window)
+            if preset is not None and (own := ways.of_preset(preset, longest, window)) not in chosen:
+                chosen.append(own)
             config = runner.config_of(task, chosen, subject, run.seed, window)
             facts = runner.facts_of(task, subject, run.seed)
             with Results(run.output, config, share, run.limit) as results, _progress(share) as on_row:
@@ -113,17 +128,20 @@ def evaluate(task: Task, run: RunOptions) -> None:
         raise typer.Exit(processes.ALL_FAILED)
 
 
-def _loader(run: RunOptions) -> Callable[[], tuple[Subject, int]]:
+def _loader(run: RunOptions, preset: Preset | None) -> Callable[[], tuple[Subject, int]]:
     """What loads the model, which is known to exist, and says its trained window."""
     from ropewalk.eval.subjects import Dummy, Model, weights_hash
 
     if run.model == "dummy":
-        return lambda: (Dummy(batch_size=run.batch_size), run.trained_window or 8192)
+        return lambda: (
+            Dummy(batch_size=run.batch_size),
+            run.trained_window or (preset.trained_window if preset else 8192),
+        )
     source = model_options.find_model(run.model)
 
     def load() -> tuple[Subject, int]:
         loaded = model_options.load_model(source, run.dtype, run.device, run.trust_remote_code, run.verbose)
-        window = model_options.window_of(loaded, run.trained_window)
+        window = model_options.window_of(loaded, run.trained_window, preset)
         return Model(loaded, window, weights_hash(loaded), run.batch_size, run.chunk), window
 
     return load

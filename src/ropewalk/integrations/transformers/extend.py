@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 import torch
 from torch.utils.hooks import RemovableHandle
@@ -24,6 +25,7 @@ from ropewalk.integrations.transformers.functions import NAME, WITH_CHUNKS
 from ropewalk.integrations.transformers.inputs import Inputs
 from ropewalk.integrations.transformers.limits import Limits
 from ropewalk.integrations.transformers.plan import PLAN, UNCHANGED, LayerPlan, Unchanged
+from ropewalk.integrations.transformers.presets import find_preset, why_none
 from ropewalk.integrations.transformers.probe import ProbedLayer, UnsupportedModelError
 from ropewalk.integrations.transformers.watch import Watch, paths
 from ropewalk.maps import Identity, PositionMap, SelfExtend
@@ -31,10 +33,9 @@ from ropewalk.maps.numbers import whole
 from ropewalk.maps.query_scaling import QueryScaling, QueryScalingKind
 from ropewalk.maps.sliding_window import SlidingWindow
 from ropewalk.ops import Implementation
+from ropewalk.presets import Preset, SlidingWindowChoice, check_sliding_window, read_preset
 
 logger = logging.getLogger("ropewalk")
-
-SlidingWindowChoice = Literal["keep", "disable"]
 
 # The attribute of an extended model that holds its Extension; gone after restore.
 EXTENSION = "ropewalk_extension"
@@ -71,6 +72,7 @@ class Extension:
         layers: every attention layer, extended or left alone, and why.
         rotary: the rotary embeddings found, in words.
         impl: implementation asked for; "auto" chooses for each call.
+        preset: the preset that said what nobody else did; None where there was none.
     """
 
     model: PreTrainedModel = field(repr=False)
@@ -81,6 +83,7 @@ class Extension:
     impl: Implementation
     _limits: Limits = field(repr=False)
     query_scaling: QueryScaling | None = None
+    preset: Preset | None = None
     _changes: Changes = field(default_factory=Changes, repr=False)
     _watch: Watch | None = field(default=None, repr=False)
     _hooks: list[RemovableHandle] = field(default_factory=list, repr=False)
@@ -165,6 +168,11 @@ class Extension:
         ]
         if self.query_scaling is not None:
             lines.append(f"  query scaling    {self.query_scaling.kind}")
+        if self.preset is not None:
+            lines.append(f"  preset           {self.preset}")
+            if (own := self.preset.position_map) != self.position_map:
+                reaches = own.max_length(self.trained_window)
+                lines.append(f"                   in the place of its map {own}, which reaches {reaches} tokens")
         return "\n".join(lines)
 
 
@@ -195,15 +203,18 @@ def extend(
     query_scaling: QueryScalingKind | None = None,
     impl: Implementation = "auto",
     enforce_limit: bool = True,
+    preset: Preset | str | os.PathLike[str] | None = None,
 ) -> Extension:
     """Lets a loaded transformers model read past its training window. No weight and no forward is changed.
 
     Args:
         model: a decoder whose attention goes through transformers' AttentionInterface and that has rotary embeddings.
-        position_map: a map, or a kind of map with its parameters chosen for `target_length`; by default SelfExtend. Or
-            a map for each attention layer, in their order; those of layers that are left alone are not looked at.
-        target_length: tokens that the model should read, its answer included.
-        trained_window: tokens that the model was trained on; by default its `max_position_embeddings`.
+        position_map: a map, or a kind of map with its parameters chosen for `target_length`; by default a preset's, or
+            SelfExtend. Or a map for each attention layer, in their order; those of layers that are left alone are not
+            looked at.
+        target_length: tokens that the model should read, its answer included. A preset's map that does not reach them
+            (eq. 4) is replaced by one of its kind chosen for them.
+        trained_window: tokens that the model was trained on; by default a preset's, or its `max_position_embeddings`.
         sliding_window: "keep" leaves sliding-window layers as they are, their windows counted in tokens even where
             padding lies between them; "disable" turns their window off and extends
             them, as the paper does for Mistral. The configuration then says so too, until the model is restored:
@@ -211,6 +222,9 @@ def extend(
         query_scaling: "log-n" or "yarn" scale the queries past the trained window; by default none.
         impl: implementation of the attention, see `ropewalk.ops.attention`.
         enforce_limit: whether a text past eq. 4 is an error.
+        preset: what goes for all that is left at its default above: a `Preset`, the name of a built-in one, or the path
+            of a file. Where neither it nor a map is given, the one in `ropewalk.json` beside the model's files (of the
+            hub's, if it was downloaded), or else the built-in one of the model's kind, sizes and name, if there is one.
 
     Returns:
         A handle that says what was done. `with extend(...):` restores the model at the end.
@@ -218,15 +232,15 @@ def extend(
     Raises:
         UnsupportedModelError: the model cannot be extended; nothing was changed.
         LengthError: no such map reaches `target_length`.
-        ValueError: the model is already extended, or an argument does not fit.
+        ValueError: the model is already extended, an argument does not fit, or a preset's file holds none.
+        OSError: a preset's file cannot be read.
     """
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"extend takes a transformers PreTrainedModel, got {type(model).__name__}")
     if (present := _extension(model)) is not None:
         raise ValueError(f"the model is already extended; call ropewalk.restore(model) first\n{present}")
     _check_free(model)
-    if sliding_window not in get_args(SlidingWindowChoice):
-        raise ValueError(f"sliding_window must be 'keep' or 'disable', got {sliding_window!r}")
+    check_sliding_window(sliding_window)
     if impl not in get_args(Implementation):
         raise ValueError(f"impl must be one of {', '.join(get_args(Implementation))}, got {impl!r}")
     if target_length is not None:
@@ -234,8 +248,16 @@ def extend(
     if trained_window is not None:
         trained_window = whole("trained_window", trained_window, 1)
     probe.check_decoder(model)
+    if preset is not None:
+        preset = read_preset(preset)
+    elif position_map is None:
+        preset = find_preset(model)
+    if preset is not None:
+        trained_window = preset.trained_window if trained_window is None else trained_window
+        sliding_window = preset.sliding_window if sliding_window == "keep" else sliding_window
+        query_scaling = preset.query_scaling if query_scaling is None else query_scaling
     window = trained_window if trained_window is not None else _trained_window(model)
-    maps = _choose_maps(position_map, target_length, window)
+    maps = _choose_maps(model, position_map, target_length, window, preset)
     for one in maps:
         one.check()
     limits = Limits(maps, window, enforced=enforce_limit)
@@ -264,7 +286,17 @@ def extend(
         rotary = tuple(dict.fromkeys(map(_describe, {layer.rotary: layer for layer in probed}.values())))
         limits = Limits(tuple(layer.position_map for layer in layers if layer.position_map), window, enforce_limit)
         extension = Extension(
-            model, limits.position_map, window, layers, rotary, impl, limits, scaling, _changes=changes, _hooks=hooks
+            model,
+            limits.position_map,
+            window,
+            layers,
+            rotary,
+            impl,
+            limits,
+            scaling,
+            preset,
+            _changes=changes,
+            _hooks=hooks,
         )
         for layer, decision in zip(probed, layers, strict=True):
             if decision.position_map is not None:
@@ -404,9 +436,11 @@ def _trained_window(model: PreTrainedModel) -> int:
 
 
 def _choose_maps(
+    model: PreTrainedModel,
     position_map: PositionMap | type[PositionMap] | Sequence[PositionMap] | None,
     target_length: int | None,
     trained_window: int,
+    preset: Preset | None,
 ) -> tuple[PositionMap, ...]:
     """One for all layers, or one for each."""
     if isinstance(position_map, PositionMap):
@@ -417,8 +451,14 @@ def _choose_maps(
         raise TypeError(f"position_map must be a position map, or one a layer, got {position_map!r:.100}")
     if position_map is not None and not (isinstance(position_map, type) and issubclass(position_map, PositionMap)):
         raise TypeError(f"position_map must be a position map such as SelfExtend(8, 1024), got {position_map!r}")
+    if position_map is None and preset is not None:
+        return (preset.map_for(target_length, trained_window),)
     if target_length is None:
-        raise ValueError("pass a position map such as SelfExtend(group_size=8, window=1024), or target_length=...")
+        why = why_none(model)
+        raise ValueError(
+            "pass a position map such as SelfExtend(group_size=8, window=1024), or target_length=..., or preset=..."
+            + (f"; {why}" if why else "")
+        )
     return ((position_map or SelfExtend).for_length(target_length, trained_window),)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ropewalk.integrations.transformers import gguf_rope
+from ropewalk.integrations.transformers.presets import fetch_preset
 from ropewalk.integrations.transformers.sources import ModelError, Source
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def load(
             if source.gguf_file is not None:
                 weights["config"] = gguf_rope.configuration(source.location, **options)
             model = AutoModelForCausalLM.from_pretrained(source.location, **options, **weights)
+            fetch_preset(source.location)
         model.train(False)
         model.to(place)  # type: ignore[arg-type]
     except (KeyboardInterrupt, SystemExit, ModelError):

@@ -422,7 +422,7 @@ class _Rotaries:
             for source, frequencies in self._candidates.items()
             for interleaved in (False, True)
             for offset in sorted({0, head_dim - 2 * len(frequencies)})
-            if offset >= 0
+            if 2 * len(frequencies) <= head_dim
         ]
         for order in (1, -1, 0):
             for source, interleaved, offset in places:
