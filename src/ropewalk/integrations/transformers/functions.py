@@ -82,7 +82,7 @@ def layout_mask(
     """Mask function in transformers' sense; see `transformers.masking_utils.sdpa_mask` for the arguments."""
     if isinstance(attention_mask, LayoutMask):
         return attention_mask
-    probe.check_mask(mask_function, kwargs)
+    probe.check_mask(mask_function, batch_size, q_length, kv_length, q_offset, kwargs.get("device"))
     query_start: Tensor | None = None
     if isinstance(q_offset, Tensor):
         # A static cache's own counter, which moves on before the attention is computed.

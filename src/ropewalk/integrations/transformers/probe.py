@@ -220,21 +220,42 @@ def _check_keys(model: PreTrainedModel) -> None:
             )
 
 
-def check_mask(mask_function: Callable[..., Any] | None, options: Mapping[str, Any]) -> None:
+def check_mask(
+    mask_function: Callable[..., Any] | None, rows: int, queries: int, keys: int, first: int | Tensor, device: Any
+) -> None:
     """Raises UnsupportedModelError if a mask shows a token what comes after it.
 
     Args:
         mask_function: what transformers gives a mask interface; None is causal.
-        options: further arguments of the mask interface.
+        rows, queries, keys: of the mask.
+        first: key of the first query.
+        device: that what the mask is made of is on.
     """
     # What `and_masks` makes shows less than causal attention does: windows, which the probe compares with those of the
     # attention, and packed sequences, which show in the positions.
-    narrower = getattr(mask_function, "__name__", "") == "and_mask"
-    if options.get("use_vmap") or not (narrower or mask_function in (None, causal_mask_function)):
+    if mask_function in (None, causal_mask_function) or getattr(mask_function, "__name__", "") == "and_mask":
+        return
+    assert mask_function is not None
+    start = int(first)
+    row = torch.arange(rows, device=device)[:, None]
+    later = torch.arange(start, max(start, min(start + queries, keys - 1)), device=device)[None]
+    # Of every token the one after it, as parts that are seen both ways have two at least; and all after the first.
+    pairs = [(later, later + 1), (torch.full_like(later, start), later + 1)]
+    if later.numel() and any(_any_shown(mask_function, row, *pair) for pair in pairs):
         raise UnsupportedModelError(
             "only causal attention can be extended: this mask shows tokens what comes after them (encoders, prefix "
             "language models, image tokens seen both ways)"
         )
+
+
+def _any_shown(mask_function: Callable[..., Any], rows: Tensor, queries: Tensor, keys: Tensor) -> bool:
+    rows, queries, keys = torch.broadcast_tensors(rows, queries, keys)  # type: ignore[no-untyped-call]
+    head = torch.zeros_like(rows)
+    try:
+        return bool(mask_function(rows, head, queries, keys).any())
+    except Exception:  # whatever a function does that was written for one pair at a time
+        flat = [x.flatten() for x in (rows, head, queries, keys)]
+        return bool(torch.vmap(mask_function)(*flat).any())
 
 
 def register_functions() -> None:
@@ -262,8 +283,11 @@ class _Mask:
             raise AttributeError(name)
         _refuse_use_of_mask()
 
-    def __getitem__(self, index: object) -> NoReturn:
-        _refuse_use_of_mask()
+    def __getitem__(self, index: object) -> _Mask:
+        """Some of its queries."""
+        if not (isinstance(index, tuple) and all(isinstance(one, slice) for one in index) and index[-1] == slice(None)):
+            _refuse_use_of_mask()
+        return self
 
     @classmethod
     def __torch_function__(cls, *arguments: Any) -> NoReturn:
@@ -277,9 +301,18 @@ def _refuse_use_of_mask() -> NoReturn:
     )
 
 
-def _stand_in(*args: Any, mask_function: Callable[..., Any] | None = None, **kwargs: Any) -> _Mask:
+def _stand_in(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] | None = None,
+    device: Any = None,
+    **kwargs: Any,
+) -> _Mask:
     """Mask function in transformers' sense."""
-    check_mask(mask_function, kwargs)
+    check_mask(mask_function, batch_size, q_length, kv_length, q_offset, device)
     size = kwargs.get("local_size")
     if size is not None and mask_function is not None and _shows(mask_function, _in_chunks(size), size):
         return _Mask(None, size)
@@ -293,13 +326,16 @@ def _in_chunks(size: int) -> Callable[[int, int], bool]:
 def _shows(mask_function: Callable[..., Any], expected: Callable[[int, int], bool], size: int) -> bool:
     """Whether a mask shows what is expected at and around the places where windows and chunks of `size` end."""
     places = sorted({max(0, times * size + more) for times in range(4) for more in (-1, 0, 1, size // 2)})
-    tokens = [torch.tensor(place) for place in places]
-    first = torch.tensor(0)
-    return all(
-        bool(mask_function(first, first, query, key)) == expected(int(query), int(key))
-        for query in tokens
-        for key in tokens
-    )
+    tokens = [torch.tensor(place, device="cpu") for place in places]
+    first = torch.tensor(0, device="cpu")
+    try:
+        return all(
+            bool(mask_function(first, first, query, key)) == expected(int(query), int(key))
+            for query in tokens
+            for key in tokens
+        )
+    except IndexError:  # made of something with an entry a token, of which there is one
+        return False
 
 
 def _capture(
@@ -323,12 +359,13 @@ def _capture(
             "sliding window, is supported"
         )
     window, chunk = (None, None) if attention_mask is None else (attention_mask.window, attention_mask.chunk)
-    if window != sliding_window:
+    if sliding_window not in (None, window):
         raise UnsupportedModelError(
-            f"{type(module).__name__} sees {window or 'all'} keys by its mask and {sliding_window or 'all'} by "
-            "its sliding window: such a pattern is not supported"
+            f"{type(module).__name__} sees {window or 'all'} keys by its mask and {sliding_window} by its sliding "
+            "window: such a pattern is not supported"
         )
-    calls.append(_Call(module, query, key, sliding_window, chunk))
+    # Where the module itself says nothing, the mask alone counts.
+    calls.append(_Call(module, query, key, window, chunk))
     if query.shape[2] > 1:
         return value.new_zeros((query.shape[0], query.shape[2], query.shape[1], value.shape[3])), None
     return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2).contiguous(), None
