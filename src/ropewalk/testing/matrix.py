@@ -31,7 +31,7 @@ from typing import Any, Literal, TypeVar
 import torch
 import transformers
 from torch import Tensor
-from transformers import PreTrainedModel, StaticCache
+from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 import ropewalk
 from ropewalk import DualChunk, Identity, PositionMap, SelfExtend, UnsupportedModelError
@@ -149,7 +149,10 @@ class _Examination:
         for dtype in (torch.float64, torch.float32):
 
             def build(window: int, dtype: torch.dtype = dtype) -> PreTrainedModel:
-                return self.entry.tiny.build(window, dtype=dtype)
+                model = self.entry.tiny.build(window, dtype=dtype)
+                if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+                    model.set_attn_implementation("eager")  # "sdpa" has no softcap, and transformers 5.17 chose it
+                return model
 
             try:
                 model = build(WINDOW)
@@ -195,7 +198,8 @@ class _Examination:
         return _logits(model, self.ids, **where)
 
     def _in_parts(self, model: PreTrainedModel, sizes: tuple[int, ...], cache: Any = None) -> Tensor:
-        """Read in parts, as `generate` does, into a cache that the model makes itself if none is given."""
+        """Read in parts, as `generate` does, into a dynamic cache if none is given."""
+        cache = _dynamic_cache(model) if cache is None else cache
         positions = torch.arange(TOKENS)[None] if self.positions is None else self.positions[:, None]
         outputs, begin = [], 0
         for size in sizes:
@@ -203,7 +207,7 @@ class _Examination:
             where = {"position_ids": positions[..., part]} if _takes_positions(model) else {}
             result = model(input_ids=self.ids[:, part], past_key_values=cache, use_cache=True, **where)
             outputs.append(output_of(result))
-            cache, begin = result.past_key_values, begin + size
+            cache, begin = getattr(result, "past_key_values", cache), begin + size
         return torch.cat(outputs, dim=1)
 
     def _extend(self, model: PreTrainedModel, position_map: PositionMap) -> ropewalk.Extension:
@@ -309,6 +313,12 @@ def _text(tokens: int, seed: int = 0) -> Tensor:
 def _logits(model: PreTrainedModel, ids: Tensor, **arguments: Any) -> Tensor:
     more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     return output_of(model(input_ids=ids, **more, **arguments))
+
+
+def _dynamic_cache(model: PreTrainedModel) -> DynamicCache | None:
+    """None, with which a model makes one, where that is of a kind of its own."""
+    made = getattr(model(input_ids=_text(1), use_cache=True), "past_key_values", None)
+    return DynamicCache(config=model.config) if made is None or type(made) is DynamicCache else None
 
 
 def _takes_positions(model: PreTrainedModel) -> bool:
