@@ -314,7 +314,7 @@ def _stand_in(
     """Mask function in transformers' sense."""
     check_mask(mask_function, batch_size, q_length, kv_length, q_offset, device)
     size = kwargs.get("local_size")
-    if size is not None and mask_function is not None and _shows(mask_function, _in_chunks(size), size):
+    if size and mask_function is not None and _shows(mask_function, _in_chunks(size), size):
         return _Mask(None, size)
     return _Mask(size, None)
 
