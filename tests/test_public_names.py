@@ -48,7 +48,8 @@ def test_every_map_is_exported():
 def test_the_parameters_of_extend():
     """Further ones may come, at the end; none may go, move or change its default."""
     assert str(inspect.signature(ropewalk.extend)).startswith(
-        "(model: 'PreTrainedModel', position_map: 'PositionMap | type[PositionMap] | None' = None, *, "
+        "(model: 'PreTrainedModel', "
+        "position_map: 'PositionMap | type[PositionMap] | Sequence[PositionMap] | None' = None, *, "
         "target_length: 'int | None' = None, trained_window: 'int | None' = None, "
         "sliding_window: 'SlidingWindowChoice' = 'keep', query_scaling: 'QueryScalingKind | None' = None, "
         "impl: 'Implementation' = 'auto', enforce_limit: 'bool' = True"

@@ -22,7 +22,9 @@ FIRST_ROTATED = {"deepseek-v3": 8}
 
 
 @contextmanager
-def naive_attention(model, name, position_map, extend_sliding=False, query_factors=None, by_layer=None):
+def naive_attention(
+    model, name, position_map, extend_sliding=False, query_factors=None, by_layer=None, on_weights=None
+):
     """The model under a map, or one for each attention module, computed naively. For one text without padding, all of
     it at once."""
 
@@ -56,6 +58,8 @@ def naive_attention(model, name, position_map, extend_sliding=False, query_facto
         if s_aux is not None:
             scores = torch.cat((scores, s_aux.double().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)), dim=-1)
         weights = scores.softmax(dim=-1)[..., :length]
+        if on_weights is not None:
+            on_weights(module, weights)
         return (weights @ value).transpose(1, 2).float().contiguous(), None
 
     def mask(*args, **kwargs):

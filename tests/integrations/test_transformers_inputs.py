@@ -126,22 +126,86 @@ def test_text_alone(name, multimodal):
 
 @over_multimodal
 @pytest.mark.parametrize("axes", [3, 4])
-def test_the_positions_of_an_image_are_refused(name, axes, multimodal):
-    model, ids = multimodal(name), text(60)
-    logits(model, ids, position_ids=of_an_image(60))
+def test_the_positions_of_an_image(name, axes, multimodal):
+    """Read in one go and in parts, after a text and before one, alone and in a batch, the same; see also the matrix."""
+    model, ids = multimodal(name), text(70)
+    following = int(of_an_image(60).max()) + 1 + torch.arange(10).expand(axes, 1, -1)
+    where = torch.cat((of_an_image(60, axes), following), dim=2)
+    if axes == 4:
+        where[0] = torch.arange(70)
+    plain = logits(model, ids, position_ids=where)
+    with ropewalk.extend(model, MAP):
+        whole = logits(model, ids, position_ids=where)
+        assert (whole - plain).abs().max() > 0.05
+        for parts in ((30, 30, 10), (60, 1, 9), (65, 5)):
+            cache, found = DynamicCache(config=model.config), []
+            for part in torch.arange(70).split(parts):
+                found.append(logits(model, ids[:, part], position_ids=where[..., part], past_key_values=cache))
+            assert_close(torch.cat(found, dim=1), whole, **CLOSE)
+        # A cache that the model makes, and one that is cropped.
+        made = model(ids[:, :65], position_ids=where[..., :65]).past_key_values
+        made.crop(-3)
+        found = logits(model, ids[:, 62:], position_ids=where[..., 62:], past_key_values=made)
+        assert_close(found, whole[:, 62:], **CLOSE)
+        # Beside a text, and after one.
+        text_alone = torch.arange(70).expand(axes, 1, -1)
+        both = logits(model, ids.expand(2, -1), position_ids=torch.cat((text_alone, where), dim=1))
+        assert_close(both[1], whole[0], **CLOSE)
+        assert_close(both[0], logits(model, ids)[0], **CLOSE)
+        shifted = torch.cat((torch.arange(20).expand(axes, 1, -1), 20 + where[..., :50]), dim=2)
+        if axes == 4:
+            shifted[0] = torch.arange(70)
+        after = logits(model, ids, position_ids=shifted)
+        cache = DynamicCache(config=model.config)
+        model(ids[:, :20], past_key_values=cache)
+        found = logits(model, ids[:, 20:], position_ids=shifted[..., 20:], past_key_values=cache)
+        assert_close(found, after[:, 20:], **CLOSE)
+    assert torch.equal(logits(model, ids, position_ids=where), plain)
+
+
+def test_a_cache_of_an_image_that_lost_rows_or_positions(multimodal):
+    model, ids = multimodal("qwen2-vl"), text(60)
     with ropewalk.extend(model, MAP):
         cache = DynamicCache(config=model.config)
-        arguments = {"position_ids": of_an_image(60, axes), "past_key_values": cache}
-        with pytest.raises(ValueError, match=r"axes that differ .* at token \d+ of row 0.* takes text alone"):
-            model(ids, **arguments)
-        assert cache.get_seq_length() == 0
-        # Nor after a text, where an image comes first, or in a batch.
-        model(ids[:, :30], past_key_values=cache)
-        with pytest.raises(ValueError, match="takes text alone"):
-            model(ids[:, 30:], position_ids=30 + of_an_image(60)[..., :30], past_key_values=cache)
-        both = torch.cat((torch.arange(60).expand(3, 1, -1), of_an_image(60)), dim=1)
-        with pytest.raises(ValueError, match=r"of row 1\)"):
-            model(ids.expand(2, -1), position_ids=both)
+        model(ids.expand(2, -1), position_ids=of_an_image(60).expand(-1, 2, -1), past_key_values=cache)
+        following = of_an_image(60)[..., -1:] + 1
+        with pytest.raises(ValueError, match="pass position_ids as well"):
+            model.model.language_model(ids[:, :1].expand(2, -1), past_key_values=cache)
+        cache.batch_select_indices(torch.tensor([0]))
+        with pytest.raises(ValueError, match="positions are known of 60 of 2: it was changed since it was read"):
+            model(ids[:, :1], position_ids=following, past_key_values=cache)
+
+
+def test_a_thinned_cache_whose_positions_are_told():
+    """As keys that were evicted: what is left is where it was."""
+    model, ids = shared("llama"), text(60)
+    keep = torch.tensor([*range(4), *range(20, 45), *range(48, 50)])
+    with extended("llama") as extension:
+        # One layer's keys do not hang on those that others lost.
+        cache = DynamicCache(config=model.config)
+        model(ids[:, :50], past_key_values=cache)
+        pruned(cache, keep)
+        extension.keep_positions(cache, keep[None])
+        positions = torch.arange(50, 60)[None]
+        whole = logits(model, ids[:, 50:], position_ids=positions, past_key_values=cache)
+        cache = DynamicCache(config=model.config)
+        model(ids[:, :50], past_key_values=cache)
+        pruned(cache, keep)
+        extension.keep_positions(cache, keep[None])
+        parts = [
+            logits(model, ids[:, at : at + 1], position_ids=torch.tensor([[at]]), past_key_values=cache)
+            for at in range(50, 60)
+        ]
+        assert_close(torch.cat(parts, dim=1), whole, **CLOSE)
+        # Where nothing was lost it is the cache as it was.
+        cache = DynamicCache(config=model.config)
+        model(ids[:, :50], past_key_values=cache)
+        extension.keep_positions(cache, torch.arange(50)[None])
+        found = logits(model, ids[:, 50:], position_ids=positions, past_key_values=cache)
+        assert_close(found, logits(model, ids)[:, 50:], **CLOSE)
+        for wrong in (keep, keep[None], torch.arange(60)[None].float()):
+            with pytest.raises(ValueError, match=r"positions must be int64, \(batch, 60\)"):
+                extension.keep_positions(cache, wrong)
 
 
 @over_multimodal

@@ -194,7 +194,7 @@ INDEXER |= {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 4, "first_k_
 INDEXER |= {**MOE, "topk_group": 1, "num_key_value_heads": 4}
 REFUSALS = {
     "doge": (TinyModel("DogeConfig"), "computes with its attention mask outside of transformers' AttentionInterface"),
-    "sparse indexer": (TinyModel("DeepseekV32Config", INDEXER), "an indexer that chooses keys by their content"),
+    "sparse indexer": (TinyModel("DeepseekV32Config", INDEXER), "has sparse attention: its indexers"),
     "no positions": (
         TinyModel(
             "GraniteMoeHybridConfig",
@@ -205,10 +205,10 @@ REFUSALS = {
                 "shared_intermediate_size": 32,
             },
         ),
-        "models without positions, ALiBi, learned position embeddings",
+        "attention without positions: its keys are the same wherever they are, so there is nothing to extend",
     ),
-    "learned positions": (TinyModel("GPT2Config"), "models without positions, ALiBi, learned position embeddings"),
-    "ALiBi": (TinyModel("BloomConfig"), "models without positions, ALiBi, learned position embeddings"),
+    "learned positions": (TinyModel("GPT2Config"), "its position embeddings are learned or added to the tokens"),
+    "no attention": (TinyModel("MambaConfig", {"state_size": 8}), "has no attention layer that could be extended"),
 }
 
 
@@ -225,7 +225,7 @@ def test_refusals_say_what_it_is(name):
 def test_a_model_that_does_not_use_its_frequencies():
     """Positions that nothing rotates by: neither ALiBi nor anything else is blamed."""
     model = TinyModel("SmolLM3Config", {"no_rope_layers": [0, 0]}).build(64)
-    with pytest.raises(UnsupportedModelError, match=r"no layer .* rotates its keys.* \(models without positions"):
+    with pytest.raises(UnsupportedModelError, match="has attention without positions: its keys are the same"):
         ropewalk.extend(model, MAP)
 
 

@@ -34,9 +34,9 @@ RIGHT = {
     "qwen2, without a head": "hidden states",
 }
 REFUSED = {
-    "gpt2": "no rotary embedding",
-    "jamba": "no rotary embedding",
-    "deepseek_v32": "an indexer that chooses keys by their content",
+    "gpt2": "position embeddings are learned",
+    "jamba": "attention without positions",
+    "deepseek_v32": "sparse attention",
     "modernbert": "only causal attention",
     "t5": "encoder-decoder",
 }

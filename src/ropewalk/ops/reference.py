@@ -34,12 +34,20 @@ def attend(call: Call) -> Tensor:
         heads = call.query.shape[1] // call.key.shape[1]
         return torch.cat([attend(_one_head(call, head, heads)) for head in range(call.key.shape[1])], dim=1)
 
+    value = call.value.to(torch.promote_types(call.query.dtype, torch.float32))
+    value = value if call.value_scale is None else value * call.value_scale.to(value.dtype)
+    value = value.repeat_interleave(call.query.shape[1] // call.key.shape[1], dim=1)
+    return (weights(call) @ value).to(call.query.dtype)
+
+
+def weights(call: Call) -> Tensor:
+    """The weights of a call without layout, pages and maps by head: float32, or float64 for float64 queries, (batch,
+    heads, queries, keys)."""
     dtype = torch.promote_types(call.query.dtype, torch.float32)
     groups = call.query.shape[1] // call.key.shape[1]
-    query, key, value = (x.to(dtype) for x in (call.query, call.key, call.value))
+    query, key = call.query.to(dtype), call.key.to(dtype)
     key = key if call.key_scale is None else key * call.key_scale.to(dtype)
-    value = value if call.value_scale is None else value * call.value_scale.to(dtype)
-    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    key = key.repeat_interleave(groups, dim=1)
 
     slots = torch.arange(key.shape[2], device=query.device)
     past_or_present = slots <= slots[call.past :, None]
@@ -88,8 +96,7 @@ def attend(call: Call) -> Tensor:
     logits = logits.masked_fill(~seen, -torch.inf)
     sinks = torch.full(query.shape[1:2], -torch.inf, device=query.device) if call.sinks is None else call.sinks
     sinks = sinks.to(dtype).clamp(max=LARGEST_SINK)[:, None, None].expand(*logits.shape[:3], 1)
-    weights = torch.softmax(torch.cat((logits, sinks), dim=-1), dim=-1)[..., :-1]
-    return (weights @ value).to(call.query.dtype)
+    return torch.softmax(torch.cat((logits, sinks), dim=-1), dim=-1)[..., :-1]
 
 
 def _texts(call: Call) -> Iterator[tuple[slice, Call]]:

@@ -8,15 +8,17 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, get_args
 
 import torch
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
-from ropewalk.integrations.transformers import functions, models, probe
+from ropewalk.integrations.transformers import axes, functions, models, probe, weights
 from ropewalk.integrations.transformers.adapters import adapt
 from ropewalk.integrations.transformers.changes import Changes, own_configurations
 from ropewalk.integrations.transformers.far_keys import far_keys_cache
@@ -132,6 +134,38 @@ class Extension:
         if not self._attached:
             raise ValueError(f"this {type(self.model).__name__} is not extended")
         return far_keys_cache(self.model)
+
+    def keep_positions(self, cache: Cache, positions: Tensor) -> None:
+        """Says where the keys of a cache are that are no longer all there, as after an eviction.
+
+        From here on the cache keeps positions beside its keys, and `position_ids` are those of the text.
+
+        Args:
+            cache: with the same keys left in every extended layer.
+            positions: int64, (batch, slots), or (batch, slots, axes) for images.
+
+        Raises:
+            ValueError: they are not as many as the cache has slots.
+        """
+        axes.keep(cache, positions)
+
+    def attention_weights(self, queries: Sequence[int]) -> AbstractContextManager[dict[str, Tensor]]:
+        """What chosen tokens of the next forward pass attend to, in every layer, as the specification computes it.
+
+        `with handle.attention_weights([-1]) as weights: model(ids)` fills `weights` by the layers' names: float32,
+        (batch, heads, chosen tokens, key slots); each row sums to 1, but for what sinks take. Costs one row of scores a
+        token and layer, beside the pass itself. Of several passes the last one's is kept.
+
+        Args:
+            queries: indices of tokens of the pass, from its end where negative.
+
+        Raises:
+            ValueError: the model is not extended any more, or an index is no whole number.
+            IndexError: at the pass, which has no such token.
+        """
+        if not self._attached:
+            raise ValueError(f"this {type(self.model).__name__} is not extended")
+        return weights.recorded(self.model, [whole("queries", one) for one in queries])
 
     def restore(self) -> None:
         """Makes the model exactly what it was. Does nothing the second time."""

@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from ropewalk.integrations.transformers import axes, compiled, probe
+from ropewalk.integrations.transformers import axes, compiled, probe, weights
 from ropewalk.integrations.transformers.far_keys import LAYER, FarKeysLayer
 from ropewalk.integrations.transformers.plan import PLAN, LayerPlan, Unchanged
 from ropewalk.ops.implementations import choose, run, step_of
@@ -148,6 +148,7 @@ def attention_forward(
         step = step_of(call, name)
         plan.check(call, step, position_ids)
         output: Tensor = run(call, name, step)
+        weights.note(module, call)
     else:
         query_start = layout.query_start
         if query_start is not None:
@@ -177,7 +178,10 @@ def _refuse(dropout: float, cache: Cache | None, output_attentions: bool | None,
     if cache is not None:
         raise ValueError("paged caches (continuous batching) are not supported on an extended model")
     if output_attentions:
-        raise ValueError("output_attentions=True is not supported on an extended model, which never holds the weights")
+        raise ValueError(
+            "output_attentions=True is not supported on an extended model, which never holds the weights: "
+            "handle.attention_weights gives those of chosen tokens"
+        )
     if isinstance(mask, Tensor):
         raise ValueError(f"an extended model takes a 2-D attention mask (batch, tokens), got shape {tuple(mask.shape)}")
 

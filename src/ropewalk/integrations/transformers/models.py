@@ -49,8 +49,8 @@ def trained_window(model: PreTrainedModel) -> int | None:
     config = model.config.get_text_config(decoder=True)
     # The last is MPT's.
     names = (gguf_rope.TRAINED_WINDOW, "max_position_embeddings", "max_seq_len")
-    windows = (getattr(config, name, None) for name in names)
-    return next((window for window in windows if isinstance(window, int)), None)
+    windows = [window for name in names if isinstance(window := getattr(config, name, None), int)]
+    return windows[0] if windows else None
 
 
 def load(

@@ -253,7 +253,7 @@ def _any_shown(mask_function: Callable[..., Any], rows: Tensor, queries: Tensor,
     head = torch.zeros_like(rows)
     try:
         return bool(mask_function(rows, head, queries, keys).any())
-    except Exception:  # whatever a function does that was written for one pair at a time
+    except (IndexError, RuntimeError, TypeError, ValueError):  # written for one pair at a time
         flat = [x.flatten() for x in (rows, head, queries, keys)]
         return bool(torch.vmap(mask_function)(*flat).any())
 
@@ -555,8 +555,6 @@ def _axis_of_pairs(
         try:
             each = [at if number == axis else torch.zeros_like(at) for number in range(axes)]
             _forward(model, tokens, torch.stack(each))
-        except UnsupportedModelError:
-            return [None] * len(measured)
         finally:
             _calls.reset(token)
         errors.append([
