@@ -10,6 +10,8 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -c constraints.txt
+# The oldest supported transformers, for the matrix.
+OLDEST := transformers==5.17.0
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
@@ -25,9 +27,12 @@ demo: $(VENV)/.package $(VENV)/.weights  ## set up and run the demo on a real mo
 test: $(VENV)/.dev  ## set up and run the tests that need neither weights nor a GPU
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m "not slow and not gpu and not docs" $(ARGS)
 
-test-matrix: $(VENV)/.dev  ## every architecture of transformers, tiny, into build/matrix.jsonl (some minutes)
+test-matrix: $(VENV)/.dev  ## every architecture of transformers, tiny: build/matrix-*.jsonl, newest and oldest (10 minutes)
 	mkdir -p build
-	OMP_NUM_THREADS=1 $(BIN)/python -m ropewalk.testing.matrix --out build/matrix.jsonl $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m ropewalk.testing.matrix --out build/matrix-newest.jsonl $(ARGS)
+	$(BIN)/python -m pip install --quiet --upgrade --target build/oldest $(OLDEST)
+	OMP_NUM_THREADS=1 PYTHONPATH=build/oldest $(BIN)/python -m ropewalk.testing.matrix --out build/matrix-oldest.jsonl $(ARGS)
+	@echo "what ropewalk models shows: cat build/matrix-newest.jsonl build/matrix-oldest.jsonl > src/ropewalk/data/models.jsonl"
 
 test-real: $(VENV)/.dev $(VENV)/.weights  ## tests on the real model (slow)
 	$(BIN)/pytest -m "slow and not gpu" --timeout=3600 $(ARGS)

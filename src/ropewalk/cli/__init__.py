@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import ropewalk
-from ropewalk.cli import chat, demo, eval, explain, generate, presets, report
+from ropewalk.cli import chat, demo, eval, explain, generate, models, presets, report
 from ropewalk.cli.errors import Commands
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app.command("generate")(generate.command)
 app.command("chat")(chat.command)
 app.command("explain")(explain.command)
 app.command("presets")(presets.command)
+app.command("models")(models.command)
 app.add_typer(eval.app, name="eval")
 app.command("report")(report.command)
 

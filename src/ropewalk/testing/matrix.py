@@ -18,6 +18,7 @@ import io
 import json
 import logging
 import math
+import os
 import sys
 import time
 import traceback
@@ -35,6 +36,9 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 import ropewalk
 from ropewalk import DualChunk, Identity, PositionMap, SelfExtend, UnsupportedModelError
+from ropewalk.integrations.transformers import functions
+from ropewalk.ops import implementations
+from ropewalk.ops.call import Call
 from ropewalk.testing.by_rows import NotComputableError, held_frequencies, logits_by_rows, output_of
 from ropewalk.testing.models import VOCABULARY
 from ropewalk.testing.zoo import ZOO, Entry
@@ -80,6 +84,7 @@ class Row:
         error: the largest difference of all checks, in standard deviations of the logits.
         effect: what the less visible of the two maps changes, likewise.
         checks: what was done, with its largest difference; text says why it was not asked.
+        implementations: those that take every call of the model in half precision, were it on a device of theirs.
         window: whether sliding windows had to be disabled.
         dtype: what it was computed in.
         transformers: version.
@@ -95,6 +100,7 @@ class Row:
     error: float = 0.0
     effect: float | None = None
     checks: dict[str, float | str] = field(default_factory=dict)
+    implementations: list[str] = field(default_factory=list)
     window: Literal["keep", "disable"] = "keep"
     dtype: str = "float64"
     transformers: str = transformers.__version__
@@ -170,7 +176,8 @@ class _Examination:
         before, short_before = _state(model), _logits(model, ids[:, :SHORT])
         handle = self._extend(model, position_map)
         row.positions = "; ".join(handle.rotary)
-        full = self._full(model)
+        with _implementations() as row.implementations:
+            full = self._full(model)
         self._scale = float(full.std())
         self._compare("short text = unmodified", _logits(model, ids[:, :SHORT]), short_before)
         self._compare_with_rows(full, position_map)
@@ -294,6 +301,32 @@ class _Examination:
         known = self.row.checks.get(name, 0.0)
         self.row.checks[name] = max(error, known if isinstance(known, float) else 0.0)
         self.row.error = max(error, self.row.error)
+
+
+@contextlib.contextmanager
+def _implementations() -> Iterator[list[str]]:
+    """Names of those that take all calls that are made until the context ends."""
+    place: Any = functions
+    choose, found = place.choose, [name for name in implementations.IMPLEMENTATIONS if name != "reference"]
+
+    def look(call: Call, impl: implementations.Implementation) -> str:
+        half = dataclasses.replace(
+            call, query=call.query.bfloat16(), key=call.key.bfloat16(), value=call.value.bfloat16(), far_keys=None
+        )
+        found[:] = [name for name in found if implementations.module(name).lacks(half) is None]
+        return str(choose(call, impl))
+
+    own = os.environ.get("TRITON_INTERPRET")
+    os.environ["TRITON_INTERPRET"] = "1"  # what the kernels take is asked, and nothing computed
+    place.choose = look
+    try:
+        yield found
+    finally:
+        place.choose = choose
+        if own is None:
+            del os.environ["TRITON_INTERPRET"]
+        else:
+            os.environ["TRITON_INTERPRET"] = own
 
 
 def _around(grid: tuple[int, int, int]) -> Tensor:
