@@ -53,11 +53,11 @@ def command(
 def _summary(chosen: list[dict[str, Any]]) -> str:
     counts = Counter(row["outcome"] for row in chosen)
     versions = sorted({version for row in chosen for version in row["transformers"]})
+    counted = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
     return (
-        f"{', '.join(f'{count} {outcome}' for outcome, count in counts.most_common())}. Tiny models with random weights, "
-        f"transformers {' and '.join(versions)}. Right is what the model itself computes at the positions of each band, "
-        "and the same in chunks, token by token, with a static cache and in a padded batch; the error is the largest "
-        "difference, in standard deviations of the logits."
+        f"{counted}. Tiny models with random weights, transformers {' and '.join(versions)}. Right is what the model "
+        "itself computes at the positions of each band, and the same in chunks, token by token, with a static cache and "
+        "in a padded batch; the error is the largest difference, in standard deviations of the logits."
     )
 
 
