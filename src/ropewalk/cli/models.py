@@ -56,8 +56,8 @@ def _summary(chosen: list[dict[str, Any]]) -> str:
     counted = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
     return (
         f"{counted}. Tiny models with random weights, transformers {' and '.join(versions)}. Right is what the model "
-        "itself computes at the positions of each band, and the same in chunks, token by token, with a static cache and "
-        "in a padded batch; the error is the largest difference, in standard deviations of the logits."
+        "itself computes at the positions of each band, and the same in chunks, token by token, with a static cache "
+        "and in a padded batch; the error is the largest difference, in standard deviations of the logits."
     )
 
 
