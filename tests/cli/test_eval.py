@@ -178,6 +178,37 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path):
     assert rows_of(tmp_path) == rows
 
 
+def changed(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "told"),
+    [
+        ("config.json", {"rms_norm_eps": 1e-2}, "config_hash"),
+        ("config.json", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, "config_hash"),
+        ("generation_config.json", {"eos_token_id": 3}, "config_hash"),
+        ("tokenizer_config.json", {"chat_template": "{{ messages[0]['content'] }}"}, "tokenizer_hash"),
+        ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "tokenizer_hash"),
+        ("config.json", {"transformers_version": "5.0.0", "_name_or_path": "elsewhere"}, None),
+    ],
+)
+def test_a_model_whose_folder_changed_is_another(tmp_path, file, values, told):
+    folder = save_tiny_model(tmp_path / "model")
+    arguments = ["passkey", "--model", folder, "--lengths", "300", "--depths", "2", "--samples", "1", "--method"]
+    arguments += ["unmodified", "-o", tmp_path / "out"]
+    assert run(*arguments).exit_code == 0
+    rows = rows_of(tmp_path / "out")
+    changed(folder / file, **values)
+    again = run(*arguments)
+    if told is None:
+        assert again.stdout.startswith("2 were there already, 0 examples done")
+    else:
+        assert again.exit_code == 2
+        assert again.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'out'} was started with {told} ")
+    assert rows_of(tmp_path / "out") == rows
+
+
 def test_data_may_have_moved(tmp_path):
     for place in ("here", "there"):
         folder = tmp_path / place / "pg19" / "test_books"

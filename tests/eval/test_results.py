@@ -11,12 +11,13 @@ from ropewalk.eval.results import Config, Facts, Results, ResultsError, Row, rea
 from ropewalk.eval.share import ALL, Share
 
 CONFIG = Config(
-    task="passkey", version=1, settings={"lengths": [8]}, methods=("unmodified",), model="m", model_hash="h", seed=0,
-    trained_window=8192,
+    task="passkey", version=1, settings={"lengths": [8]}, methods=("unmodified",), model="m", model_hash="h",
+    config_hash="c", tokenizer_hash="t", seed=0, trained_window=8192,
 )  # fmt: skip
 FACTS = Facts(
-    task="passkey", version=1, model="m", model_hash="h", dtype="float32", device="cpu", seed=0, commit="", versions={}
-)
+    task="passkey", version=1, model="m", model_hash="h", config_hash="c", tokenizer_hash="t", dtype="float32",
+    device="cpu", seed=0, commit="", versions={},
+)  # fmt: skip
 
 
 def row(example, error=None, facts=FACTS, **scores):
@@ -99,7 +100,9 @@ def test_a_damaged_line_costs_its_example_alone(tmp_path, damage):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("task", "needle"), ("version", 2), ("model", "n"), ("model_hash", "g"), ("seed", 1)]
+    ("name", "value"),
+    [("task", "needle"), ("version", 2), ("model", "n"), ("seed", 1)]
+    + [(f"{of}_hash", "g") for of in ("model", "config", "tokenizer")],
 )
 @pytest.mark.parametrize("old", [False, True])
 def test_rows_of_something_else_are_refused_by_name(tmp_path, name, value, old):
@@ -134,6 +137,8 @@ def test_a_failed_example_is_tried_again(tmp_path, failed_in):
     [
         ({"seed": 1}, "was started with seed 0, not 1: go on with what it was started with, or name another folder"),
         ({"trained_window": 4096}, "with trained_window 8192, not 4096"),
+        ({"config_hash": "d"}, 'with config_hash "c", not "d"'),
+        ({"tokenizer_hash": "u"}, 'with tokenizer_hash "t", not "u"'),
         ({"methods": ("unmodified", "x")}, r'with methods \["unmodified"\], not \["unmodified", "x"\]'),
     ],
 )
@@ -144,13 +149,35 @@ def test_another_run_is_refused(tmp_path, change, message):
     assert done(tmp_path) == set(), "it is open to its own"
 
 
-def test_a_run_that_did_not_record_the_trained_window_goes_on(tmp_path):
-    before = json.loads(CONFIG.model_dump_json())
-    del before["trained_window"]
-    (tmp_path / "config.json").write_text(json.dumps(before))
-    assert read_config(tmp_path).trained_window is None
+LATER = ("trained_window", "config_hash", "tokenizer_hash")
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_what_a_run_did_not_record_is_not_held_against_it(tmp_path, name):
+    (tmp_path / "config.json").write_text(CONFIG.model_copy(update={name: None}).model_dump_json(exclude_none=True))
+    assert getattr(read_config(tmp_path), name) is None
+    before = FACTS.model_copy(update={name: None}) if name != "trained_window" else FACTS
+    (tmp_path / f"facts-{before.name}.json").write_text(before.model_dump_json(exclude_none=True))
+    (tmp_path / "results.jsonl").write_text(row("old", facts=before).model_dump_json() + "\n")
     add(tmp_path, row("a"))
-    assert examples(tmp_path) == ["a"]
+    assert examples(tmp_path) == ["old", "a"]
+
+
+@pytest.mark.parametrize("name", LATER[1:])
+def test_rows_of_two_models_are_told_where_the_folder_does_not_know_its_own(tmp_path, name):
+    unknown = CONFIG.model_copy(update={name: None})
+    add(tmp_path, row("a"), row("b", facts=FACTS.model_copy(update={name: "other"})), config=unknown)
+    with pytest.raises(ResultsError, match=f'results.jsonl, line 2, is of {name.replace("_", " ")} "other", and'):
+        read(tmp_path)
+
+
+def test_facts_that_were_changed_are_not_believed(tmp_path):
+    add(tmp_path, row("a"))
+    [path] = tmp_path.glob("facts-*.json")
+    path.write_text(path.read_text().replace('"cpu"', '"another"'))
+    for use in (read, done):
+        with pytest.raises(ResultsError, match=f"{path.name} was changed or renamed"):
+            use(tmp_path)
 
 
 def test_what_cannot_be_read(tmp_path):

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -62,6 +61,8 @@ class Origin(_Record):
         version: of the task; another one may have other prompts or another metric.
         model: its name.
         model_hash: of the weights; empty where they have none, as the dummy's.
+        config_hash, tokenizer_hash: of the files beside the weights; empty where there are none, None where that was
+            not recorded.
         seed: of everything random.
     """
 
@@ -69,6 +70,8 @@ class Origin(_Record):
     version: int
     model: str
     model_hash: str
+    config_hash: str | None = None
+    tokenizer_hash: str | None = None
     seed: int
 
 
@@ -99,10 +102,10 @@ class Facts(Origin):
     commit: str
     versions: dict[str, str]
 
-    @cached_property
+    @property
     def name(self) -> str:
         """The same for the same facts, and for no others."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
+        return _name_of(self.model_dump(mode="json"))
 
 
 class Row(_Record):
@@ -271,7 +274,7 @@ def read_config(folder: Path) -> Config:
 
 
 def _read(folder: Path, config: Config) -> Run:
-    known = {path.stem.removeprefix("facts-"): _record(path, Facts) for path in sorted(folder.glob(_FACTS))}
+    known = {path.stem.removeprefix("facts-"): _facts(path) for path in sorted(folder.glob(_FACTS))}
     latest: dict[tuple[str, str], Row] = {}
     damaged = []
     for path in sorted(folder.glob(_ROWS)):
@@ -287,10 +290,25 @@ def _read(folder: Path, config: Config) -> Run:
                     f"{path}, line {number}, needs facts-{error.args[0]}.json, which is not there: put it back, or "
                     "move the line elsewhere, and its example is asked again"
                 ) from None
-            _check_of(row.facts, config, f"{path}, line {number},")
+            config = _of(row.facts, config, f"{path}, line {number},")
             if row.error is None or row.key not in latest or latest[row.key].error is not None:
                 latest[row.key] = row
     return Run(str(folder), config, tuple(latest.values()), tuple(damaged))
+
+
+def _facts(path: Path) -> Facts:
+    """Raises ResultsError: they cannot be read, or are not those that rows name."""
+    facts = _record(path, Facts)
+    # By what is written, as earlier versions had another order.
+    if path.stem != (name := f"facts-{_name_of(json.loads(read_bytes(path)))}"):
+        raise ResultsError(f"{path} was changed or renamed: what it holds is called {name}.json; put the old file back")
+    return facts
+
+
+def _name_of(facts: dict[str, Any]) -> str:
+    """What was not recorded changes no name."""
+    said = {name: its for name, its in facts.items() if its is not None}
+    return hashlib.sha256(json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()[:8]
 
 
 def _record(path: Path, kind: type[_R]) -> _R:
@@ -308,23 +326,35 @@ def _write_whole(path: Path, record: _Record, share: Share) -> None:
     temporary.replace(path)
 
 
+def known_to_differ(old: Any, new: Any, name: str) -> bool:
+    """Whether two configurations or facts are known to differ in this: what was not recorded is held against none."""
+    its, others = getattr(old, name), getattr(new, name)
+    return bool(its != others and None not in (its, others))
+
+
 def _check_same(started: Config, wanted: Config, folder: Path) -> None:
     for name in Config.model_fields:
-        old, new = getattr(started, name), getattr(wanted, name)
-        # What was not recorded cannot be held against a run.
-        if old != new and not (name == "trained_window" and None in (old, new)):
+        if known_to_differ(started, wanted, name):
+            old, new = getattr(started, name), getattr(wanted, name)
             raise ResultsError(
                 f"{folder} was started with {name} {json.dumps(old)}, not {json.dumps(new)}: "
                 "go on with what it was started with, or name another folder"
             )
 
 
-def _check_of(facts: Facts, config: Config, where: str) -> None:
-    """Raises ResultsError: the row is of something else than the folder."""
+def _of(facts: Facts, config: Config, where: str) -> Config:
+    """The configuration, with what the row knows of it and it does not itself.
+
+    Raises:
+        ResultsError: the row is of something else than the folder.
+    """
     for name in Origin.model_fields:
         its, ours = getattr(facts, name), getattr(config, name)
-        if its != ours:
+        if known_to_differ(facts, config, name):
             raise ResultsError(
                 f"{where} is of {name.replace('_', ' ')} {json.dumps(its)}, and the folder of {json.dumps(ours)}: "
                 "move it to a folder of its own"
             )
+        if ours is None and its is not None:
+            config = config.model_copy(update={name: its})
+    return config

@@ -62,8 +62,9 @@ def facts_of(task: Task, subject: Subject, seed: int) -> Facts:
 
 
 def _origin(task: Task, subject: Subject, seed: int) -> dict[str, Any]:
-    return {"task": task.name, "version": task.version, "model": subject.name, "model_hash": subject.weights_hash,
-            "seed": seed}  # fmt: skip
+    weights, config, tokenizer = subject.hashes
+    return {"task": task.name, "version": task.version, "model": subject.name, "model_hash": weights,
+            "config_hash": config, "tokenizer_hash": tokenizer, "seed": seed}  # fmt: skip
 
 
 def run(

@@ -115,7 +115,7 @@ def evaluate(task: Task, run: RunOptions) -> None:
 
 def _loader(run: RunOptions) -> Callable[[], tuple[Subject, int]]:
     """What loads the model, which is known to exist, and says its trained window."""
-    from ropewalk.eval.subjects import Dummy, Model, weights_hash
+    from ropewalk.eval.subjects import Dummy, Model, hashes_of
 
     if run.model == "dummy":
         return lambda: (Dummy(batch_size=run.batch_size), run.trained_window or 8192)
@@ -124,7 +124,7 @@ def _loader(run: RunOptions) -> Callable[[], tuple[Subject, int]]:
     def load() -> tuple[Subject, int]:
         loaded = model_options.load_model(source, run.dtype, run.device, run.trust_remote_code, run.verbose)
         window = model_options.window_of(loaded, run.trained_window)
-        return Model(loaded, window, weights_hash(loaded), run.batch_size, run.chunk), window
+        return Model(loaded, window, hashes_of(loaded), run.batch_size, run.chunk), window
 
     return load
 
