@@ -101,6 +101,29 @@ def test_bad_folders(results, tmp_path, spoil):
     assert not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.parametrize("place", ["prompt_tokens", "seconds", "cell.length", "cell.depth", "scores.exact_match"])
+def test_numbers_of_any_size(results, tmp_path, place):
+    path = results / "results.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    part, _, name = place.rpartition(".")
+
+    def page_with(numbers):
+        lines = []
+        for row, number in zip(rows, numbers, strict=True):
+            (row[part] if part else row)[name] = "here"
+            lines.append(json.dumps(row).replace('"here"', number) + "\n")
+        path.write_text("".join(lines))
+        done = run("report", results, "-o", tmp_path / "page.html")
+        assert done.exit_code in (0, 2), done.output
+        assert "Traceback" not in done.stderr
+        return (tmp_path / "page.md").read_text() if done.exit_code == 0 else ""
+
+    shown = page_with(["NaN", "Infinity", "-Infinity", "1e400", "1e308", "-1", "0", "1"])
+    assert "a line is left out that cannot be read: results.jsonl, line 1, is no row: " in shown
+    for number in ("1e49", "-1e49", str(2**63 - 1), "1e-320", "-1", str(2**48)):
+        page_with([number] * len(rows))
+
+
 def test_bad_output(results, tmp_path):
     told(run("report", results, "-o", tmp_path / "page.pdf"), "--output must end in .html")
     (tmp_path / "file").write_text("")

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
-import math
 import os
 import subprocess
 import sys
@@ -43,8 +42,8 @@ def examples(folder):
 
 def test_rows_come_back(tmp_path):
     later = FACTS.model_copy(update={"commit": "abc"})
-    # Also what is infinite, and characters that end lines.
-    rows = [row("a", exact_match=1.0), row("b", score=math.inf), row("c\u2028\x85\x1e\r\n", facts=later)]
+    # Also what is large, and characters that end lines.
+    rows = [row("a", exact_match=1.0), row("b", score=1e49), row("c\u2028\x85\x1e\r\n", facts=later)]
     add(tmp_path / "new" / "folder", *rows)
     assert read(tmp_path / "new" / "folder").rows == tuple(rows)
     assert read_config(tmp_path / "new" / "folder") == CONFIG
@@ -97,6 +96,31 @@ def test_a_damaged_line_costs_its_example_alone(tmp_path, damage):
     add(tmp_path, row("b"))
     assert path.read_bytes().startswith(before), "nothing is lost"
     assert examples(tmp_path) == ["a", "c", "b"]
+
+
+@pytest.mark.parametrize(
+    ("task", "scores"),
+    [
+        *(
+            ("anything", {"score": text})
+            for text in ("NaN", "Infinity", "-Infinity", "1e400", "1e308", "-1e51", "null")
+        ),
+        *(("passkey", {"exact_match": text}) for text in ("-0.5", "1.01", "1e49")),
+        ("perplexity", {"nll": 1, "tokens": 0}),
+        ("perplexity", {"nll": -1, "tokens": 1}),
+        ("perplexity", {"nll_8": 7001, "tokens_8": 10}),
+    ],
+)
+def test_what_is_no_score_damages_its_line(tmp_path, task, scores):
+    facts, config = (one.model_copy(update={"task": task}) for one in (FACTS, CONFIG))
+    add(tmp_path, row("a", facts=facts), row("b", facts=facts), config=config)
+    path = tmp_path / "results.jsonl"
+    first, second = path.read_text().splitlines()
+    written = ", ".join(f'"{name}": {value}' for name, value in scores.items())
+    path.write_text(f'{{"scores": {{{written}}}, {first[1:]}\n{second}\n')
+    assert examples(tmp_path) == ["b"]
+    [told] = read(tmp_path).damaged
+    assert told.startswith(f"results.jsonl, line 1, is no row: scores.{next(iter(scores))}: Input should be ")
 
 
 @pytest.mark.parametrize(

@@ -34,11 +34,18 @@ from pydantic import (
 
 from ropewalk.eval.messages import first_problem
 from ropewalk.eval.share import ALL, Share, release
+from ropewalk.eval.tasks import TASKS
 from ropewalk.files import naming, read_bytes
+from ropewalk.maps.numbers import UNBOUNDED
 
 _CONFIG, _ROWS, _FACTS = "config.json", "results*.jsonl", "facts-*.json"
 
 _Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_Tokens = Annotated[int, Field(ge=0, le=UNBOUNDED)]
+# Nothing measured comes near; the fourth power of what is less, as in the variance of a variance, is a float.
+_LARGEST = 1e50
+_LARGEST_LOG = 700  # its exponential is a float
+_Number = Annotated[FiniteFloat, Field(ge=-_LARGEST, le=_LARGEST)]
 
 
 class ResultsError(ValueError):
@@ -46,8 +53,7 @@ class ResultsError(ValueError):
 
 
 class _Record(BaseModel):
-    # Scores may be infinite, as a perplexity is that is too large for a float.
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 _R = TypeVar("_R", bound=_Record)
@@ -86,7 +92,7 @@ class Config(Origin):
 
     settings: dict[str, Any]
     methods: tuple[str, ...]
-    trained_window: _Whole | None = None
+    trained_window: _Tokens | None = None
 
 
 class Facts(Origin):
@@ -125,12 +131,12 @@ class Row(_Record):
 
     method: str
     example: str
-    cell: dict[str, _Whole | FiniteFloat | str]
-    prompt_tokens: _Whole | None = None
+    cell: dict[str, _Whole | _Number | str]
+    prompt_tokens: _Tokens | None = None
     target: str | None = None
     output: str | None = None
-    scores: dict[str, float] = {}
-    seconds: FiniteFloat
+    scores: dict[str, _Number] = {}
+    seconds: Annotated[_Number, Field(ge=0)]
     error: str | None = None
     facts: Facts
 
@@ -282,18 +288,41 @@ def _read(folder: Path, config: Config) -> Run:
         for number, line in enumerate(read_bytes(path).split(b"\n")[:-1], start=1):
             try:
                 row = Row.model_validate_json(line, context=known)
+                problem = _no_score(row)
             except ValidationError as error:
-                damaged.append(f"{path.name}, line {number}, is no row: {first_problem(error)}")
-                continue
+                problem = first_problem(error)
             except KeyError as error:
                 raise ResultsError(
                     f"{path}, line {number}, needs facts-{error.args[0]}.json, which is not there: put it back, or "
                     "move the line elsewhere, and its example is asked again"
                 ) from None
+            if problem:
+                damaged.append(f"{path.name}, line {number}, is no row: {problem}")
+                continue
             config = _of(row.facts, config, f"{path}, line {number},")
             if row.error is None or row.key not in latest or latest[row.key].error is not None:
                 latest[row.key] = row
     return Run(str(folder), config, tuple(latest.values()), tuple(damaged))
+
+
+def _no_score(row: Row) -> str:
+    """Which score is none that the row's task gives, and why; empty where each is one."""
+    known = TASKS[row.facts.task].metrics if row.facts.task in TASKS else {}
+    for name, metric in known.items():
+        if metric.pooled is None:
+            if not 0 <= row.scores.get(name, 0) <= 1:
+                return f"scores.{name}: Input should be from 0 to 1"
+            continue
+        above, below = metric.pooled
+        for one, value in row.scores.items():
+            # Also those of a part, such as "nll_1024".
+            part = one.removeprefix(above)
+            count = row.scores.get(below + part)
+            if one.startswith(above) and count is not None and not (count >= 1 and 0 <= value <= _LARGEST_LOG * count):
+                return (
+                    f"scores.{one}: Input should be from 0 to {_LARGEST_LOG} times {below + part}, which is 1 or more"
+                )
+    return ""
 
 
 def _facts(path: Path) -> Facts:

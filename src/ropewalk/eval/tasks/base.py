@@ -88,7 +88,8 @@ class Metric:
 
     Attributes:
         pooled: for a score that is exp(a / b) of two others, their names: of several examples it is exp(sum a / sum b).
-            Of other scores it is the mean.
+            Neither is negative, and b, such as a number of tokens, is 1 or more. Other scores are from 0 to 1, and of
+            several examples it is their mean.
     """
 
     title: str
