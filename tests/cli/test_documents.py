@@ -106,5 +106,5 @@ def test_what_is_no_encoding(name):
 
 def test_questions():
     check_question("--prompt", TEXT)
-    with pytest.raises(UserError, match=r"--prompt is not text in the encoding of this terminal \(at character 1\)"):
+    with pytest.raises(UserError, match=r"--prompt is not text in the encoding it came in \(at character 1\)"):
         check_question("--prompt", "a\udcff")

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from io import BytesIO, TextIOWrapper
 
 import pytest
 import typer
@@ -66,6 +67,38 @@ def test_output_that_cannot_be_written(command, kind, code, told, capsys, monkey
         monkeypatch.setattr(sys, "stdout", stream)
         assert end([*command, "--help"]) == code
         assert capsys.readouterr().err == told
+
+
+@contextmanager
+def ascii_output(monkeypatch, columns):
+    """A narrow terminal of few characters; what it is shown."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(shown, "ascii", write_through=True))
+    yield shown
+
+
+@pytest.mark.parametrize("command", [*ALL, ("explain", *SIZES)], ids=" ".join)
+def test_consoles_with_few_characters(command, monkeypatch, capsys):
+    helped = [] if command[-2:] == tuple(SIZES[-2:]) else ["--help"]
+    for columns in (5, 20, 40, 60):
+        with ascii_output(monkeypatch, columns) as shown:
+            assert end([*command, *helped]) == 0
+            assert capsys.readouterr().err == ""
+            assert shown.getvalue()
+
+
+def test_names_that_no_encoding_has(tmp_path, monkeypatch, capsys):
+    """Names of files are bytes."""
+    odd = os.fsdecode(b"\xff")
+    monkeypatch.chdir(tmp_path)
+    with ascii_output(monkeypatch, 80) as shown:
+        assert end(["explain", *SIZES, "--picture", f"{odd}.svg"]) == 0
+        assert end(["eval", "passkey", *SMALL, "-o", odd]) == 0
+        assert end(["report", odd, "-o", f"{odd}.html"]) == 0
+    assert shown.getvalue().count(b"\\udcff") == 4
+    assert (tmp_path / f"{odd}.html").exists()
+    assert "Traceback" not in capsys.readouterr().err
 
 
 RAISED = [

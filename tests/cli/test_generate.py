@@ -298,7 +298,7 @@ def test_a_file_that_is_no_text(tmp_path):
         (["--max-new-tokens", "many"], "--max-new-tokens"),
         (["--no-such-option"], "--no-such-option"),
         (["--encoding", "utf16le"], "Did you mean 'utf_16le'?"),
-        (["--prompt", "caf\udce9"], "--prompt is not text in the encoding of this terminal (at character 3)"),
+        (["--prompt", "caf\udce9"], "--prompt is not text in the encoding it came in (at character 3)"),
         (["--keep", "/no/such/folder/file"], "--keep: there is no folder '/no/such/folder' for 'file'"),
         (["--keep", " "], "must name a file or a folder, got ' '"),
         (["--keep", "/"], "--keep: '/' is a folder, not a file"),

@@ -64,7 +64,7 @@ def check_question(option: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{option} is not text in the encoding of this terminal (at character {error.start})") from None
+        raise UserError(f"{option} is not text in the encoding it came in (at character {error.start})") from None
 
 
 def _read(name: str, encoding: str | None) -> str:

@@ -53,6 +53,8 @@ class Commands(TyperGroup):
         try:
             if sys.stdout is None:
                 raise UserError("standard output is closed: there is nowhere to show anything")
+            _write_anything(sys.stdout)
+            _write_anything(sys.stderr)
             with redirect_stdout(_Stdout(sys.stdout)) as stdout:
                 status = super().main(args=arguments, prog_name=prog_name, **extra)
                 stdout.flush()
@@ -74,6 +76,12 @@ def _end(error: Exception, as_json: bool) -> NoReturn:
         if message:
             show(message, as_json)
     sys.exit(EXIT_CODE)
+
+
+def _write_anything(stream: TextIO) -> None:
+    """Characters that the console's encoding lacks, or that are none, are written as escapes."""
+    if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
+        reconfigure(errors="backslashreplace")
 
 
 class _Stdout:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ropewalk.cli.errors import UserError
 from ropewalk.cli.map_options import MapOptions, check_tokens, with_map_options
@@ -73,7 +73,9 @@ def _print(explanation: Explanation, picture: Path | None) -> None:
 
 def _bands(bands: tuple[BandSummary, ...]) -> Table:
     by_distance = all(band.first is not None for band in bands)
-    table = Table("distance m - n" if by_distance else "keys n of query m", "query m at", "key n at")
+    heads = ("distance m - n" if by_distance else "keys n of query m", "query m at", "key n at")
+    # On a narrow terminal nothing is cut off.
+    table = Table(*(Column(head, overflow="fold") for head in heads))
     hidden = len(bands) - _ROWS
     for index, band in enumerate(bands):
         if hidden > 0 and index == _ROWS // 2:

@@ -167,12 +167,7 @@ def extended(
 @contextmanager
 def running(verbose: bool) -> Iterator[None]:
     """A command that runs a model: other packages' warnings and advice only if `verbose`; Ctrl-C ends it with exit
-    code 130.
-
-    Characters that the console's encoding lacks are written as escapes.
-    """
-    if (reconfigure := getattr(sys.stdout, "reconfigure", None)) is not None:
-        reconfigure(errors="backslashreplace")
+    code 130."""
     try:
         with nullcontext() if verbose else quiet():
             yield

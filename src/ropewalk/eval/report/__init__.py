@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import html
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -165,7 +166,7 @@ def write(report: Report, page: Path) -> tuple[Path, Path]:
     """
     pictures, markdown = page.with_name(f"{page.stem}_files"), page.with_suffix(".md")
     drawn = [picture for section in report.sections for figure in section.figures for picture in figure.pictures]
-    files = {page: to_html(report).encode(), markdown: to_markdown(report, quote(pictures.name)).encode()}
+    files = {page: to_html(report).encode(), markdown: to_markdown(report, quote(os.fsencode(pictures.name))).encode()}
     files |= {pictures / f"{picture.name}.svg": picture.svg for picture in drawn}
     for path, written in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
