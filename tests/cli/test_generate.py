@@ -264,6 +264,20 @@ def test_a_text_that_cannot_be_kept_is_asked_about_all_the_same(model, document,
     assert list(tmp_path.iterdir()) == [document]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links")
+def test_a_link_to_nothing_is_where_a_text_is_kept(model, document, tmp_path):
+    link, target = tmp_path / "link", tmp_path / "kept"
+    link.symlink_to(target)
+    arguments = ["--model", model, "--file", document, "--prompt", "Why?", "--keep", link, *SMALL]
+    assert run(*arguments).exit_code == 0
+    assert link.is_symlink()
+    assert target.is_file()
+    assert "Read already: " in run(*arguments).stderr
+    link.unlink()
+    link.symlink_to(tmp_path / "nowhere" / "kept")
+    assert "nowhere' for 'kept'" in error_of(*arguments)
+
+
 # Mistakes, found before the model is loaded.
 
 

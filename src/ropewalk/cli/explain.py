@@ -15,7 +15,6 @@ from ropewalk.cli.errors import UserError
 from ropewalk.cli.map_options import MapOptions, check_tokens, with_map_options
 from ropewalk.cli.paths import path
 from ropewalk.explanation import BandSummary, Explanation, explain, number
-from ropewalk.files import naming
 from ropewalk.map_picture import PICTURE_SUFFIXES, draw
 
 # Bands printed at most; SELF by distance has one for each group size.
@@ -42,8 +41,7 @@ def command(
     check_tokens("--length", length)
     explanation = explain(map_options.choose(length, trained_window), trained_window, length)
     if picture is not None:
-        with naming(picture):
-            draw(explanation, picture)
+        draw(explanation, picture)
     if as_json:
         drawn = {"picture": str(picture)} if picture is not None else {}
         print(json.dumps({**explanation.to_dict(), **drawn}, indent=2))

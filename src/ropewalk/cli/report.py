@@ -19,7 +19,11 @@ def command(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", parser=path, metavar="FILE", help="HTML page to write; beside it the same as Markdown."
+            "--output",
+            "-o",
+            parser=path,
+            metavar="FILE",
+            help="HTML page to write; beside it NAME.md, the same as Markdown, and its pictures.",
         ),
     ] = Path("report.html"),
 ) -> None:

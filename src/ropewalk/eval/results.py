@@ -35,7 +35,7 @@ from pydantic import (
 from ropewalk.eval.messages import first_problem
 from ropewalk.eval.share import ALL, Share, release
 from ropewalk.eval.tasks import TASKS
-from ropewalk.files import naming, read_bytes
+from ropewalk.files import naming, read_bytes, replacing
 from ropewalk.maps.numbers import UNBOUNDED
 
 _CONFIG, _ROWS, _FACTS = "config.json", "results*.jsonl", "facts-*.json"
@@ -226,7 +226,7 @@ class Results:
         elif rows:
             raise ResultsError(f"{self._folder} holds {rows[0].name} without a {_CONFIG}: name another folder")
         else:
-            _write_whole(path, config, self.share)
+            _write(path, config)
         self._cut_half_a_line()
         there = _read(self._folder, config)
         self.done, self.damaged = {row.key for row in there.rows if row.error is None}, there.damaged
@@ -245,7 +245,7 @@ class Results:
         """Writes a row; it is on the disk when this returns."""
         facts = row.facts.name
         if facts not in self._written:
-            _write_whole(self._folder / f"facts-{facts}.json", row.facts, self.share)
+            _write(self._folder / f"facts-{facts}.json", row.facts)
             self._written.add(facts)
         with naming(self._rows), self._rows.open("a", encoding="utf-8") as file:
             file.write(row.model_dump_json(exclude_defaults=True) + "\n")
@@ -347,12 +347,9 @@ def _record(path: Path, kind: type[_R]) -> _R:
         raise ResultsError(f"{path} cannot be read: {first_problem(error)}") from error
 
 
-def _write_whole(path: Path, record: _Record, share: Share) -> None:
-    """Whole or not at all, whenever the process is killed."""
-    temporary = path.with_suffix(f".tmp{share.index}")
-    with naming(temporary):
-        temporary.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+def _write(path: Path, record: _Record) -> None:
+    with replacing(path) as unfinished:
+        unfinished.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def known_to_differ(old: Any, new: Any, name: str) -> bool:
