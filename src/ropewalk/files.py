@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -24,14 +25,14 @@ def printable(text: str) -> str:
     )
 
 
-def read_bytes(path: Path) -> bytes:
-    """What a regular file holds.
+def read_bytes(path: Path, pipe: bool = False) -> bytes:
+    """What a regular file holds, or with `pipe` what comes out of a pipe, as a shell makes of `<(command)`.
 
     Raises:
-        OSError: it cannot be read, or is a device or a pipe, which may never end.
+        OSError: it cannot be read, or is anything else, such as a device, which may never end.
     """
-    if path.exists() and not path.is_file():
-        raise OSError(None, "is no regular file", str(path))
+    if path.exists() and not (path.is_file() or path.is_dir() or (pipe and path.is_fifo())):
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
     return path.read_bytes()
 
 
@@ -49,7 +50,7 @@ def replacing(path: Path) -> Iterator[Path]:
     unfinished = place.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         if place.exists() and not place.is_file():
-            raise OSError(None, "is no regular file", str(path))
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
         yield unfinished
         with unfinished.open("rb+") as file:
             os.fsync(file.fileno())

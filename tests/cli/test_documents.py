@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import codecs
 import os
+import subprocess
 import sys
 from io import TextIOWrapper
 
@@ -78,6 +79,22 @@ def test_missing_files_and_folders(tmp_path):
     assert "can be read only once" in error_of(["-", "-"])
     assert "cannot read the file '~nobody-at-all/x'" in error_of(["~nobody-at-all/x"])
     assert "cannot read the file" in error_of(["x" * 5000])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="devices")
+@pytest.mark.parametrize("name", ["/dev/full", "/dev/zero", "/dev/null", "link"])
+def test_what_may_never_end_is_refused(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("/dev/zero")
+    assert error_of([name]) == f"cannot read the file {name!r}: is no regular file"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes")
+def test_what_comes_out_of_a_command(tmp_path):
+    """As a shell gives it for `<(command)`."""
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["sh", "-c", f"echo text > {tmp_path / 'pipe'}"]):
+        assert read_files([str(tmp_path / "pipe")]) == ["text\n"]
 
 
 @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="reads everything")

@@ -215,6 +215,22 @@ def test_what_cannot_be_read(tmp_path):
         read_config(tmp_path)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="devices")
+@pytest.mark.parametrize("name", ["results.jsonl", "results-1.jsonl", "config.json", "facts-a.json"])
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "/dev/full"])
+def test_what_may_never_end_is_refused(tmp_path, name, kind):
+    add(tmp_path, row("a"))
+    (tmp_path / name).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(tmp_path / name)
+    else:
+        (tmp_path / name).symlink_to(kind)
+    for use in (read, done):
+        with pytest.raises(OSError, match="is no regular file") as caught:
+            use(tmp_path)
+        assert caught.value.filename == str(tmp_path / name)
+
+
 # Shares of an evaluation, as (index, count, limit): which others may write while the first does.
 ONE = (0, 1, None)
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from ropewalk.cli.errors import UserError, did_you_mean
+from ropewalk.files import read_bytes
 
 # Longer ones first: that of UTF-32 begins like that of UTF-16.
 _MARKS = (
@@ -95,7 +96,7 @@ def _read(name: str, encoding: str | None) -> str:
 def _bytes(name: str, shown: str) -> bytes:
     try:
         if name != "-":
-            return Path(name).expanduser().read_bytes()
+            return read_bytes(Path(name).expanduser(), pipe=True)
         if sys.stdin is None:
             raise UserError("standard input is closed, and --file - reads it")
         return sys.stdin.buffer.read()

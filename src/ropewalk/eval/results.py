@@ -257,7 +257,7 @@ class Results:
     def _cut_half_a_line(self) -> None:
         """What a killed process was writing."""
         if self._rows.exists():
-            written = self._rows.read_bytes()
+            written = read_bytes(self._rows)
             whole = written[: written.rfind(b"\n") + 1]
             if len(whole) < len(written):
                 with self._rows.open("r+b") as file:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import html
 import os
 import re
@@ -187,9 +188,9 @@ def _check_ours(markdown: Path, pictures: Path, files: Iterable[Path]) -> None:
     is_ours = False
     for path in (markdown, pictures, *(path for path in files if path.parent == pictures)):
         if path.is_symlink():
-            raise OSError(None, "is a symbolic link, which is not followed: name another page", str(path))
+            raise OSError(errno.EEXIST, "is a symbolic link, which is not followed: name another page", str(path))
         if path == markdown and path.exists():
             last = read_bytes(path).rstrip().rpartition(b"\n")[2].decode(errors="replace")
             is_ours = last.startswith(_SIGNED.partition("{")[0]) and last.endswith(_SIGNED.rpartition("}")[2])
         if path != pictures and path.exists() and not is_ours:
-            raise OSError(None, "is there and was not made by ropewalk report: name another page", str(path))
+            raise OSError(errno.EEXIST, "is there and was not made by ropewalk report: name another page", str(path))
