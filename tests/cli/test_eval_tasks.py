@@ -102,6 +102,26 @@ def test_every_task_and_every_option_is_explained(name):
     assert all(field.description for one, field in TASKS[name].model_fields.items() if one != "seed")
 
 
+NUMBERS = [
+    (name, one)
+    for name, kind in TASKS.items()
+    for one, field in kind.model_fields.items()
+    if one != "seed" and isinstance(field.default, int | tuple) and not isinstance(field.default, bool)
+    and all(isinstance(its, int | float) for its in (field.default if isinstance(field.default, tuple) else ()))
+] + [("perplexity", "tokens"), ("short", "questions")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "setting"), NUMBERS)
+def test_no_number_is_larger_than_anybody_means(name, setting, tmp_path):
+    option = f"--{setting.replace('_', '-')}"
+    for value in ("99999999999", "9" * 40):
+        result = run(name, "--model", "dummy", "-o", tmp_path / "out", option, value)
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"error: {option}")
+        assert value in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
 COMMANDS = [
     shlex.split(line)[1:]
     for line in (RESULTS / "commands.sh").read_text().replace("\\\n", " ").splitlines()

@@ -108,6 +108,18 @@ def test_chunks_do_not_change_the_answer(model, document, chunk):
     assert run(*arguments, "--chunk", chunk).stdout == run(*arguments).stdout
 
 
+@pytest.mark.parametrize("temperature", ["0.001", "1e300"])
+def test_any_temperature_that_is_taken(model, temperature):
+    assert run("--model", model, "--prompt", "Why?", "--temperature", temperature, *SMALL).exit_code == 0
+
+
+def test_tokens_in_thousands(model, document):
+    """Every option that is a number of tokens takes them."""
+    written = ["--target-length", "1k", "--chunk", "1K", "--trained-window", "1k", "--max-new-tokens", "1"]
+    report = report_of("--model", model, "--file", document, *SMALL, *written)
+    assert (report["target_length"], report["trained_window"]) == (1024, 1024)
+
+
 def test_several_files_and_standard_input(model, document, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text("\ufeffOne more.", encoding="utf-8")
@@ -303,8 +315,11 @@ def test_a_file_that_is_no_text(tmp_path):
         (["--max-new-tokens", "0"], "--max-new-tokens must be from 1"),
         (["--chunk", "0"], "--chunk must be from 1"),
         (["--target-length", "-5"], "--target-length must be from 1"),
-        (["--temperature", "-1"], "--temperature must be 0 or more"),
-        (["--temperature", "nan"], "--temperature must be 0 or more"),
+        (["--temperature", "-1"], "--temperature must be 0, or 0.001 or more, got"),
+        (["--temperature", "nan"], "--temperature must be 0, or 0.001 or more, got"),
+        (["--temperature", "1e-320"], "--temperature must be 0, or 0.001 or more, got 1e-320"),
+        (["--temperature", "abc"], "got 'abc'"),
+        (["--chunk", "16q"], "--chunk': must be a whole number such as 4096 or 16k, got '16q'"),
         (["--dtype", "bfloat"], "Did you mean 'bfloat16'?"),
         (["--device", "gpu"], "--device must be one of auto, cpu, cuda"),
         (["--sliding-window", "disabled"], "Did you mean 'disable'?"),

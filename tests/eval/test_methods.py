@@ -4,7 +4,7 @@ import torch
 
 from ropewalk.eval.methods import parse, parse_all
 from ropewalk.eval.scalings import NTK, DynamicNTK, Linear, YaRN
-from ropewalk.eval.subjects import Model
+from ropewalk.eval.subjects import Hashes, Model
 from ropewalk.integrations.transformers import scoring
 from ropewalk.integrations.transformers.models import LoadedModel
 from ropewalk.integrations.transformers.sources import Source
@@ -54,8 +54,8 @@ def test_a_name_says_all(text, change):
         ("selfextend(group_size=open('x'))", "a method is a name"),
         ("selfextend(group_size=8, width=3)", "width"),
         ("selfextend(group_size=0, window=3)", "group_size"),
-        ("linear(factor=0.5)", "factor of linear must be a number of 1 or more, got 0.5"),
-        ("yarn(factor='4')", "factor of yarn must be a number of 1 or more, got '4'"),
+        ("linear(factor=0.5)", "factor of linear must be a number from 1 to 1048576, got 0.5"),
+        ("yarn(factor='4')", "factor of yarn must be a number from 1 to 1048576, got '4'"),
         ("ntk(factor=1e999)", "got inf"),
         ("dynamic-ntk(factor=True)", "got True"),
         ("linear(factors=2)", "factors"),
@@ -99,7 +99,10 @@ def test_a_sweep_is_every_combination_as_written():
             r"^method selfextend\(group_size=0, window=3\): group",
         ),
         ("selfextend(group_size={4, 8})", r"^method selfextend\(group_size=4\): .*window"),
-        ("yarn(factor={2, 0.5})", r"^method yarn\(factor=0.5\): factor of yarn must be a number of 1 or more, got 0.5"),
+        (
+            "yarn(factor={2, 0.5})",
+            r"^method yarn\(factor=0.5\): factor of yarn must be a number from 1 to 1048576, got 0.5",
+        ),
         ("selfextend(group_size={}, window=3)", "a set of values such as {4, 8}: got 'selfextend"),
         ("selfextend(group_size={*[4, 8]}, window=3)", "a set of values such as"),
         ("selfextend(group_size={open('x')}, window=3)", "a set of values such as"),
@@ -126,6 +129,13 @@ def test_every_registered_map_is_a_method(name):
     assert parse(name, 4096, 8192).change.name == name
 
 
+@pytest.mark.parametrize("name", ["linear", "ntk", "dynamic-ntk", "yarn"])
+def test_the_largest_factor(name):
+    model = tiny_model("llama", trained_window=64)
+    with parse(f"{name}(factor=1048576)", 160, 64).enter(model, 64), torch.no_grad():
+        assert model(torch.arange(1, 81)[None]).logits.isfinite().all()
+
+
 @pytest.mark.parametrize("text", ["selfextend", "linear", "ntk", "dynamic-ntk", "yarn", "sliding-window(window=8)"])
 def test_a_model_under_a_method(text):
     model = tiny_model("llama")
@@ -149,7 +159,7 @@ def test_a_sliding_window_is_that_of_transformers():
 
 def test_no_attention_that_plans_every_length_anew():
     """As an evaluation runs a model; what was allowed before is allowed again."""
-    subject = Model(LoadedModel(Source("tiny", ""), tiny_model("llama"), None), 64, "hash")
+    subject = Model(LoadedModel(Source("tiny", ""), tiny_model("llama"), None), 64, Hashes("hash"))
     allowed = torch.backends.cuda.cudnn_sdp_enabled()
     with subject.under(parse("unmodified", 64, 64)):
         assert not torch.backends.cuda.cudnn_sdp_enabled()

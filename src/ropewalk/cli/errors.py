@@ -61,21 +61,32 @@ class Commands(TyperGroup):
         except typer.Abort:
             sys.exit(1)
         except (UserError, MapEntryPointError, OSError, ImportError, _ParserError) as error:
-            _end(error, as_json="--json" in arguments)
+            _end(error, arguments)
         sys.exit(status if isinstance(status, int) else 0)
 
 
-def _end(error: Exception, as_json: bool) -> NoReturn:
+def _end(error: Exception, arguments: Sequence[str]) -> NoReturn:
     if getattr(error, "filename", None) == _Stdout.name:
         _Stdout.give_up()
         if isinstance(error, BrokenPipeError):
             sys.exit(_READER_GONE)
-    message = told(error)
+    message = told(error) + _given(error, arguments)
     # Where even this cannot be shown the exit code has to do. Nothing is to be said where help was shown instead.
     with suppress(OSError):
         if message:
-            show(message, as_json)
+            show(message, as_json="--json" in arguments)
     sys.exit(EXIT_CODE)
+
+
+def _given(error: Exception, arguments: Sequence[str]) -> str:
+    """What an option was given that is of no such type: the parser does not say it."""
+    names = getattr(getattr(error, "param", None), "opts", ())
+    for at in reversed(range(len(arguments))):
+        name, has_value, value = arguments[at].partition("=")
+        if name in names and ", got " not in told(error):
+            following = value if has_value else next(iter(arguments[at + 1 : at + 2]), None)
+            return "" if following is None else f", got {following!r}"
+    return ""
 
 
 def _write_anything(stream: TextIO) -> None:

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ropewalk.cli.errors import UserError
-from ropewalk.cli.map_options import MapOptions, check_tokens, with_map_options
+from ropewalk.cli.map_options import MapOptions, with_map_options
 from ropewalk.cli.paths import path
+from ropewalk.cli.token_options import check_tokens, token_option
 from ropewalk.explanation import BandSummary, Explanation, explain, number
 from ropewalk.map_picture import PICTURE_SUFFIXES, draw
 
@@ -24,8 +25,8 @@ _ROWS = 8
 @with_map_options()
 def command(
     map_options: MapOptions,
-    trained_window: Annotated[int, typer.Option(help="Tokens that the model was trained on.")],
-    length: Annotated[int, typer.Option(help="Tokens of the text.")],
+    trained_window: Annotated[int, token_option(help="Tokens that the model was trained on.")],
+    length: Annotated[int, token_option(help="Tokens of the text.")],
     picture: Annotated[
         Path | None, typer.Option(parser=path, metavar="FILE", help="Draw the map to this PNG or SVG file.")
     ] = None,

@@ -19,7 +19,6 @@ from rich.markup import escape
 
 from ropewalk.cli.errors import UserError
 from ropewalk.maps import MAPS, MapEntryPointError, PositionMap
-from ropewalk.maps.positions import UNBOUNDED
 from ropewalk.names import unknown
 
 _PANEL = "Map"
@@ -90,16 +89,6 @@ def with_map_options(default: str = "selfextend") -> Callable[[Callable[..., Non
         return wrapper
 
     return decorate
-
-
-def check_tokens(option: str, value: int, at_least: int = 1) -> None:
-    """Refuses a number of tokens that no text has.
-
-    Raises:
-        UserError: `value` is below `at_least`, or past every length that positions are computed for.
-    """
-    if not at_least <= value <= UNBOUNDED:
-        raise UserError(f"{option} must be from {at_least} to {UNBOUNDED}, got {value}")
 
 
 def _kind(name: str) -> type[PositionMap]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from ropewalk.cli.errors import UserError, did_you_mean
+from ropewalk.cli.token_options import token_option
 from ropewalk.integrations.transformers.models import Device, Dtype, LoadedModel, load
 from ropewalk.integrations.transformers.quiet import quiet
 from ropewalk.integrations.transformers.sources import ModelError, Source, find
@@ -49,7 +50,7 @@ DeviceOption = Annotated[
 ]
 TrainedWindowOption = Annotated[
     int | None,
-    typer.Option(
+    token_option(
         help="Tokens that the model was trained on. \\[default: what its configuration says]", rich_help_panel=_PANEL
     ),
 ]

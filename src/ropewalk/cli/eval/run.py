@@ -27,6 +27,7 @@ from ropewalk.cli.model_options import (
 )
 from ropewalk.cli.paths import path
 from ropewalk.cli.progress import progress
+from ropewalk.cli.token_options import check_tokens, token_option
 from ropewalk.eval.share import ALL, Share
 from ropewalk.files import printable
 
@@ -40,7 +41,10 @@ _TOLD = 5
 # Where all texts fit the trained window, a map without parameters is chosen for texts of so many: the paper's 16k for a
 # model trained on 4k.
 _TIMES = 4
-_option = functools.partial(typer.Option, rich_help_panel="Run")
+# Past these a number is a slip: a batch or a limit of more, processes on one machine. Seeds are those of every library.
+_MANY, _MOST_PROCESSES, _SEEDS = 1_000_000, 1024, 1 << 32
+_PANEL = "Run"
+_option = functools.partial(typer.Option, rich_help_panel=_PANEL)
 
 
 @dataclass(frozen=True)
@@ -58,15 +62,19 @@ class RunOptions:
             "times. \\[default: unmodified and selfextend]",
         ),
     ] = None
-    limit: Annotated[int | None, _option(min=1, help="Examples of each method, spread over all.")] = None
-    seed: Annotated[int, _option(help="Of everything random.")] = 0
-    batch_size: Annotated[int, _option(min=1, help="Prompts or passages that are asked together.")] = 1
+    limit: Annotated[int | None, _option(min=1, max=_MANY, help="Examples of each method, spread over all.")] = None
+    seed: Annotated[int, _option(min=0, max=_SEEDS - 1, help="Of everything random.")] = 0
+    batch_size: Annotated[int, _option(min=1, max=_MANY, help="Prompts or passages that are asked together.")] = 1
     chunk: Annotated[
         int,
-        _option(min=1, help="Tokens of each text read in one pass: more are faster on a GPU, fewer need less memory."),
+        token_option(
+            help="Tokens of each text read in one pass: more are faster on a GPU, fewer need less memory.",
+            rich_help_panel=_PANEL,
+        ),
     ] = 2048
     processes: Annotated[
-        int | None, _option(min=1, help="Processes that share the examples. \\[default: one a GPU]")
+        int | None,
+        _option(min=1, max=_MOST_PROCESSES, help="Processes that share the examples. \\[default: one a GPU]"),
     ] = None
     model: ModelOption = None
     trained_window: TrainedWindowOption = None
@@ -89,6 +97,9 @@ def evaluate(task: Task, run: RunOptions) -> None:
     from ropewalk.eval.results import Results
 
     model_options.check(run.dtype, run.device)
+    check_tokens("--chunk", run.chunk)
+    if run.trained_window is not None:
+        check_tokens("--trained-window", run.trained_window)
     if run.output.exists() and not run.output.is_dir():
         raise UserError(f"--output must be a folder, and {str(run.output)!r} is none")
     try:
