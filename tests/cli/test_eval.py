@@ -160,9 +160,9 @@ def test_numbers_are_named(tmp_path, option, value):
     ("arguments", "message"),
     [
         (["-o", ""], "must name a file or a folder, got ''"),
-        (["--method", "linear(factor=0.5)"], "factor of linear must be a number from 1 to 1048576, got 0.5"),
+        (["--method", "linear(factor=0.5)"], "factor of linear must be a number from 1 to 1024, got 0.5"),
         *(
-            (["--method", f"{name}(factor=1e300)"], f"factor of {name} must be a number from 1 to 1048576, got 1e+300")
+            (["--method", f"{name}(factor=1e300)"], f"factor of {name} must be a number from 1 to 1024, got 1e+300")
             for name in ("linear", "ntk", "dynamic-ntk", "yarn")
         ),
         *(

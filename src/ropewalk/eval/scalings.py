@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Self
 if TYPE_CHECKING:
     from ropewalk.integrations.transformers.rope_scaling import ScalingKind
 
-# Trained windows: no text has as many, and powers of more leave what a float holds.
-_LARGEST = 1 << 20
+# Trained windows: past so many, frequencies are too slow for the measurement that says whether a model rotates by them.
+_LARGEST = 1024
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class RopeScaling:
     """Other rotary frequencies, by transformers' own rope parameters.
 
     Args:
-        factor: how many times the trained window the text may be long, as rope parameters have it; from 1 to 2^20.
+        factor: how many times the trained window the text may be long, as rope parameters have it; from 1 to 1024.
     """
 
     name: ClassVar[ScalingKind]
