@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import codecs
 import os
+import re
 import subprocess
 import sys
 from io import TextIOWrapper
@@ -117,8 +118,18 @@ def test_standard_input(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["hex", "rot13", "base64", "no-such-encoding", "", "\0"])
 def test_what_is_no_encoding(name):
-    with pytest.raises(UserError, match="--encoding must name an encoding of text"):
+    with pytest.raises(UserError, match="--encoding must name an encoding of text") as caught:
         check_encoding(name)
+    assert f"mean {name!r}" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["latin_1", "cp125", "utf9", "hex_", "bas64", "uu_codec", "mbsc"])
+def test_only_encodings_of_text_are_suggested(name):
+    try:
+        check_encoding(name)
+    except UserError as error:
+        for suggested in re.findall("Did you mean '(.*)'", str(error)):
+            check_encoding(suggested)
 
 
 def test_questions():

@@ -49,7 +49,17 @@ def test_a_name_says_all(text, change):
     ("text", "message"),
     [
         ("selfexend", "no method is called 'selfexend'. Did you mean 'selfextend'\\?"),
-        ("unmodified(start=3)", "no method"),
+        ("unmodified(start=3)", "^method unmodified\\(start=3\\): there is no parameter 'start'. It has none$"),
+        (
+            "selfextend(group_size=8)",
+            "^method selfextend\\(group_size=8\\): it needs window too, or no parameter at all$",
+        ),
+        ("leaky-rerope(window=8)", "^method leaky-rerope\\(window=8\\): it needs factor too"),
+        (
+            "selfextend(grup_size=8, window=3)",
+            "there is no parameter 'grup_size'. Did you mean 'group_size'\\? Its parameters",
+        ),
+        ("linear(factor=2, factor=3)", "^'linear\\(factor=2, factor=3\\)' gives factor more than once"),
         ("selfextend(8, 1024)", "a method is a name, or a name with parameters such as"),
         ("selfextend(group_size=open('x'))", "a method is a name"),
         ("selfextend(group_size=8, width=3)", "width"),
@@ -106,7 +116,7 @@ def test_a_sweep_is_every_combination_as_written():
         ("selfextend(group_size={}, window=3)", "a set of values such as {4, 8}: got 'selfextend"),
         ("selfextend(group_size={*[4, 8]}, window=3)", "a set of values such as"),
         ("selfextend(group_size={open('x')}, window=3)", "a set of values such as"),
-        ("unmodified(x={1, 2})", "no method is called"),
+        ("unmodified(x={1, 2})", "there is no parameter .x."),
     ],
 )
 def test_what_is_no_sweep(text, message):

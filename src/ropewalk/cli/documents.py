@@ -29,16 +29,22 @@ def check_encoding(encoding: str | None) -> None:
     """
     if encoding is None:
         return
-    try:
-        b"a".decode(encoding)
-    except (LookupError, ValueError) as error:
-        if isinstance(error, UnicodeDecodeError):  # a letter is half a character of some
-            return
-        known = [*encodings.aliases.aliases.values(), *encodings.aliases.aliases]
+    if not _is_of_text(encoding):
+        known = filter(_is_of_text, [*encodings.aliases.aliases.values(), *encodings.aliases.aliases])
         raise UserError(
             f"--encoding must name an encoding of text, such as utf-16-le, cp1252 or latin-1, got {encoding!r}."
             f"{did_you_mean(encoding.replace('-', '_'), known)}"
-        ) from None
+        )
+
+
+def _is_of_text(encoding: str) -> bool:
+    try:
+        b"a".decode(encoding)
+    except UnicodeDecodeError:  # a letter is half a character of some
+        return True
+    except (LookupError, ValueError, ImportError):  # some are of other systems
+        return False
+    return True
 
 
 def read_files(names: list[str], encoding: str | None = None) -> list[str]:

@@ -15,8 +15,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
-from collections import ChainMap
-from collections.abc import Iterable, Mapping
+from collections import ChainMap, Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ropewalk.eval.scalings import SCALINGS, RopeScaling
 from ropewalk.maps import MAPS, PositionMap
-from ropewalk.names import unknown
+from ropewalk.names import did_you_mean, unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -104,16 +104,30 @@ def parse_all(texts: Iterable[str], longest: int, trained_window: int) -> list[M
 
 
 def _method(name: str, parameters: dict[str, Any], longest: int, trained_window: int) -> Method:
-    if name == UNMODIFIED and not parameters:
-        return Method(UNMODIFIED)
-    if name not in CHANGES:
+    if name != UNMODIFIED and name not in CHANGES:
         raise ValueError(unknown("method", name, [UNMODIFIED, *CHANGES]))
-    kind = CHANGES[name]
+    kind = CHANGES[name] if name != UNMODIFIED else None
+    _check_names(name, dataclasses.fields(kind) if kind else (), parameters)
+    if kind is None:
+        return Method(UNMODIFIED)
     try:
         change = kind(**parameters) if parameters else kind.for_length(longest, trained_window)
     except (TypeError, ValueError) as error:
         raise ValueError(f"method {_written(name, parameters)}: {error}") from error
     return Method(_name_of(change), change)
+
+
+def _check_names(name: str, known: Sequence[dataclasses.Field[Any]], given: dict[str, Any]) -> None:
+    """Raises ValueError: a parameter is not of this method, or one that it needs is missing."""
+    names, written = [field.name for field in known], _written(name, given)
+    for one in given:
+        if one not in names:
+            those = f"Its parameters are {', '.join(names)}" if names else "It has none"
+            raise ValueError(f"method {written}: there is no parameter {one!r}.{did_you_mean(one, names)} {those}")
+    needed = [field.name for field in known if dataclasses.MISSING is field.default is field.default_factory]
+    missing = [one for one in needed if one not in given]
+    if given and missing:
+        raise ValueError(f"method {written}: it needs {' and '.join(missing)} too, or no parameter at all")
 
 
 def _name_of(change: Change) -> str:
@@ -130,13 +144,19 @@ def _written(name: str, parameters: dict[str, Any]) -> str:
 def _taken_apart(text: str) -> tuple[str, dict[str, list[Any]]]:
     """A name, and the values of each of its parameters, which are literals: nothing is executed."""
     found = re.fullmatch(r"([a-z][a-z0-9-]*)(?:\((.*)\))?", text.strip())
+    parameters = None
     if found:
         try:
             call = ast.parse(f"f({found[2] or ''})", mode="eval").body
             if isinstance(call, ast.Call) and not call.args and all(word.arg for word in call.keywords):
-                return found[1], {str(word.arg): _values(word.value) for word in call.keywords}
+                parameters = [(str(word.arg), _values(word.value)) for word in call.keywords]
         except (SyntaxError, ValueError):
             pass
+    if found and parameters is not None:
+        twice = [name for name, count in Counter(name for name, _ in parameters).items() if count > 1]
+        if twice:
+            raise ValueError(f"{text!r} gives {' and '.join(twice)} more than once: write a set such as {{4, 8}}")
+        return found[1], dict(parameters)
     raise ValueError(
         "a method is a name, or a name with parameters such as selfextend(group_size=8, window=1024), each of which "
         f"may be a set of values such as {{4, 8}}: got {text!r}"
