@@ -231,6 +231,11 @@ def test_a_run_and_the_same_again(name, examples, scores, data_dir, tmp_path):
             "leval --tasks gsm",
             "--tasks must be one of coursera, gsm100, quality, tpo, sci_fi, codeU, got 'gsm'. Did you",
         ),
+        *(
+            (f"{name} --data-dir=", "--data-dir': must name a file or a folder, got ''")
+            for name, kind in TASKS.items()
+            if "data_dir" in kind.model_fields
+        ),
         ("leval --tasks gsm100 --mode options", "--tasks must have options to choose from, as the mode asks for, got"),
         ("longbench --length 1", "--length: Input should be greater than or equal to 2, got 1"),
         ("short --tasks gsm8k,helaswag", "gsm8k, got 'helaswag'. Did you mean 'hellaswag'?"),

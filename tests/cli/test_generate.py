@@ -295,7 +295,8 @@ def test_a_link_to_nothing_is_where_a_text_is_kept(model, document, tmp_path):
 
 def test_nothing_to_read():
     assert error_of() == "there is nothing to read: pass --file, --prompt or both"
-    assert "there is nothing to read" in error_of("--prompt", "Why?", "--prompt", " ")
+    assert "there is nothing to read" in error_of("--prompt", " ")
+    assert "--prompt ' ' asks nothing" in error_of("--prompt", "Why?", "--prompt", " ")
 
 
 def test_a_file_that_is_no_text(tmp_path):
@@ -332,6 +333,10 @@ def test_a_file_that_is_no_text(tmp_path):
         (["--keep", " "], "must name a file or a folder, got ' '"),
         (["--keep", "/"], "--keep: '/' is a folder, not a file"),
         (["--keep", "/dev/null"], "--keep: '/dev/null' is a device, not a file"),
+        (["--file", ""], "--file must name a text file, or be - for standard input, got ''"),
+        (["--model", ""], "a model is a folder, a GGUF file or a name on the hub such as 'owner/model', got ''"),
+        (["--model", "/dev/null"], "no model at '/dev/null': it is neither a file nor a folder"),
+        (["--model", "~nobody-at-all/x"], "no model at '~nobody-at-all/x': "),
         (["--model", "/no/such/model"], "no model at '/no/such/model': there is no such file or folder"),
     ],
 )

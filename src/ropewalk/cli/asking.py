@@ -101,7 +101,11 @@ def read(wanted: Wanted, questions: list[str] | None) -> Iterator[Asking]:
     text = "\n\n".join(read_files(wanted.file or [], wanted.encoding))
     if not text and kept is not None:
         text = kept.text
-    if not text and not (questions and all(question.strip() for question in questions)):
+    asked = [question for question in questions or [] if question.strip()]
+    if not text and 0 < len(asked) < len(questions or []):
+        empty = next(question for question in questions or [] if not question.strip())
+        raise UserError(f"--prompt {empty!r} asks nothing, and there is no text to go on with: leave it out")
+    if not text and not asked:
         raise UserError(
             "there is nothing to read: pass --file, --prompt or both"
             if questions is not None

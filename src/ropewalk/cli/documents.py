@@ -76,6 +76,8 @@ def check_question(option: str, text: str) -> None:
 
 def _read(name: str, encoding: str | None) -> str:
     shown = "standard input" if name == "-" else f"the file {name!r}"
+    if not name.strip():
+        raise UserError(f"--file must name a text file, or be - for standard input, got {name!r}")
     data = _bytes(name, shown)
     if encoding is None:
         mark, encoding = next(((mark, known) for mark, known in _MARKS if data.startswith(mark)), (b"", "utf-8"))
