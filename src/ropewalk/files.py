@@ -25,6 +25,11 @@ def printable(text: str) -> str:
     )
 
 
+def shown(path: Path | str) -> str:
+    """A file's name as people see it: as it is, unless it would steer a terminal."""
+    return str(path) if str(path).isprintable() else printable(str(path))
+
+
 def read_bytes(path: Path, pipe: bool = False) -> bytes:
     """What a regular file holds, or with `pipe` what comes out of a pipe, as a shell makes of `<(command)`.
 

@@ -214,6 +214,23 @@ def test_a_run_and_the_same_again(name, examples, scores, data_dir, tmp_path):
         assert "was started with settings" in run(*arguments).stderr
 
 
+def test_nothing_to_ask(data_dir, tmp_path, echo, monkeypatch):
+    path = data_dir / "leval" / "closed" / "coursera.jsonl"
+    arguments = ["--model", "dummy", "-o", tmp_path / "out"]
+    asked = ["leval", *SMALL["leval"].split(), "--data-dir", data_dir, *arguments]
+    path.write_text(json.dumps({"input": "long", "instructions": [], "outputs": []}) + "\n")
+    result = run(*asked)
+    assert (result.exit_code, result.stderr) == (2, "error: coursera.jsonl holds no questions: load it again\n")
+    path.write_text(json.dumps({"input": "long", "instructions": ["Which?"], "outputs": ["AB"]}) + "\n")
+    nothing = "error: {} has nothing to ask with these options and data: choose others\n"
+    result = run(*asked)
+    assert (result.exit_code, result.stderr) == (2, nothing.format("leval"))
+    monkeypatch.setattr(Echo, "examples", lambda self: iter(()))
+    result = run("echo", *arguments)
+    assert (result.exit_code, result.stderr) == (2, nothing.format("echo"))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

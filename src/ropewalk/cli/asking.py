@@ -19,6 +19,7 @@ from ropewalk.cli.documents import check_question, read_files
 from ropewalk.cli.errors import UserError
 from ropewalk.cli.progress import reading as progress
 from ropewalk.cli.progress import size
+from ropewalk.files import shown
 from ropewalk.integrations.transformers.memory import memory
 from ropewalk.integrations.transformers.models import LoadedModel
 from ropewalk.maps import PositionMap, from_dict
@@ -251,8 +252,9 @@ def _announce(
     else:
         questions = "questions of your own" if prompts is None else f"{len(prompts)} questions"
         asked = f"text     {read_once:,} tokens, read once; {questions}, {answer} to each"
+    name = shown(loaded.source.name)
     lines = [
-        f"{loaded.source.name} ({loaded.dtype}, {loaded.device}), trained on {extension.trained_window:,} tokens",
+        f"{name} ({loaded.dtype}, {loaded.device}), trained on {extension.trained_window:,} tokens",
         f"  {asked}",
         f"  map      {extension.position_map}: reaches {number(extension.max_length)} tokens, "
         f"recommended up to {number(extension.recommended_length)}",

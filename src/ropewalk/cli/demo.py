@@ -30,6 +30,7 @@ from ropewalk.cli.model_options import (
 )
 from ropewalk.cli.progress import duration, reading
 from ropewalk.cli.token_options import check_tokens, token_option
+from ropewalk.files import shown
 from ropewalk.integrations.transformers.versions import versions
 from ropewalk.token_counts import MOST_TOKENS
 
@@ -110,13 +111,14 @@ class _Screen:
 
     def introduce(self, setup: Setup, tokens: int, target_length: int) -> None:
         loaded, window = setup.loaded, setup.trained_window
+        name = shown(loaded.source.name)
         past = f", {tokens - window:,} past the end of that window" if tokens > window else ", inside of that window"
         self.results.print("Ropewalk demo", style="bold")
         self.results.print()
         self._pairs(
             (
                 "model",
-                f"{loaded.source.name} ({loaded.dtype}, {loaded.device}), trained on a window of {window:,} tokens",
+                f"{name} ({loaded.dtype}, {loaded.device}), trained on a window of {window:,} tokens",
             ),
             ("texts", f"up to {tokens:,} tokens{past}"),
             ("extended by", f"{setup.position_map}, for a target of {target_length:,} tokens"),

@@ -6,8 +6,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stdout, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any, NoReturn, TextIO
 
 import typer
@@ -21,8 +21,6 @@ from ropewalk.names import did_you_mean as did_you_mean
 _ParserError: type[Exception] = typer.BadParameter.__bases__[0]
 
 EXIT_CODE = 2
-# Of a program whose reader has gone, such as `head`: it ends without a word, as typer's and rich's do.
-_READER_GONE = 1
 
 # What is not installed with Ropewalk alone, by the extra that it comes with.
 _EXTRAS = {name: "eval" for name in ("filelock", "jinja2", "pydantic", "pydantic_core", "scipy")} | {
@@ -68,8 +66,6 @@ class Commands(TyperGroup):
 def _end(error: Exception, arguments: Sequence[str]) -> NoReturn:
     if getattr(error, "filename", None) == _Stdout.name:
         _Stdout.give_up()
-        if isinstance(error, BrokenPipeError):
-            sys.exit(_READER_GONE)
     message = told(error) + _given(error, arguments)
     # Where even this cannot be shown the exit code has to do. Nothing is to be said where help was shown instead.
     with suppress(OSError):
@@ -96,7 +92,11 @@ def _write_anything(stream: TextIO) -> None:
 
 
 class _Stdout:
-    """Standard output, whose errors have a name."""
+    """Standard output, whose errors have a name.
+
+    Where nobody reads it any more, as behind `head`, the program ends with exit code 0: enough was seen, and a short
+    output is taken by the system even so.
+    """
 
     name = "standard output"
 
@@ -107,12 +107,21 @@ class _Stdout:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        with naming(self.name):
+        with self._watched():
             return self._stream.write(text)
 
     def flush(self) -> None:
-        with naming(self.name):
+        with self._watched():
             self._stream.flush()
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            with naming(self.name):
+                yield
+        except BrokenPipeError:
+            self.give_up()
+            sys.exit(0)
 
     @staticmethod
     def give_up() -> None:

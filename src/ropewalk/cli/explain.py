@@ -16,6 +16,7 @@ from ropewalk.cli.map_options import MapOptions, with_map_options
 from ropewalk.cli.paths import path
 from ropewalk.cli.token_options import check_tokens, token_option
 from ropewalk.explanation import BandSummary, Explanation, explain, number
+from ropewalk.files import shown
 from ropewalk.map_picture import PICTURE_SUFFIXES, draw
 
 # Bands printed at most; SELF by distance has one for each group size.
@@ -67,7 +68,7 @@ def _print(explanation: Explanation, picture: Path | None) -> None:
     console.print()
     console.print(explanation.advice)
     if picture is not None:
-        console.print(f"\nPicture: {picture}", soft_wrap=True)
+        console.print(f"\nPicture: {shown(picture)}", soft_wrap=True)
 
 
 def _bands(bands: tuple[BandSummary, ...]) -> Table:

@@ -13,6 +13,7 @@ import typer
 
 from ropewalk.cli.errors import UserError, did_you_mean
 from ropewalk.cli.token_options import token_option
+from ropewalk.files import shown
 from ropewalk.integrations.transformers.models import Device, Dtype, LoadedModel, load
 from ropewalk.integrations.transformers.quiet import quiet
 from ropewalk.integrations.transformers.sources import ModelError, Source, find
@@ -111,7 +112,7 @@ def find_model(model: str | None) -> Source:
 
 def load_model(source: Source, dtype: str, device: str, trust_remote_code: bool, verbose: bool) -> LoadedModel:
     """Loads a model, with its errors as the user's; says on stderr that it takes a while."""
-    print(f"Loading {source.name} ...", file=sys.stderr, flush=True)
+    print(f"Loading {shown(source.name)} ...", file=sys.stderr, flush=True)
     try:
         return load(source, dtype, device, trust_remote_code, show_progress=verbose)  # type: ignore[arg-type]
     except ModelError as error:

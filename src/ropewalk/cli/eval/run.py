@@ -29,7 +29,7 @@ from ropewalk.cli.paths import path
 from ropewalk.cli.progress import progress
 from ropewalk.cli.token_options import check_tokens, token_option
 from ropewalk.eval.share import ALL, Share
-from ropewalk.files import printable
+from ropewalk.files import printable, shown
 
 if TYPE_CHECKING:
     from ropewalk.eval.runner import Counts, OnRow
@@ -166,7 +166,7 @@ def _say(counts: Counts, output: Path, share: Share) -> None:
     before = f"{counts.done_before} were there already, " if counts.done_before else ""
     failed = f", {counts.failed} failed (run the same again to try those)" if counts.failed else ""
     # In one piece, as several processes may write at a time.
-    print(f"{_place(share)}{before}{counts.done} examples done{failed}: {output}\n", end="")
+    print(f"{_place(share)}{before}{counts.done} examples done{failed}: {shown(output)}\n", end="")
 
 
 def _place(share: Share) -> str:

@@ -196,8 +196,11 @@ class Task(BaseModel, ABC):
 
         Raises:
             DataError: data do not exist, or are not what they should be.
+            ValueError: there is nothing to ask.
         """
-        _ = list(self.examples()), self.settings
+        if not list(self.examples()):
+            raise ValueError(f"{self.name} has nothing to ask with these options and data: choose others")
+        _ = self.settings
 
     @abstractmethod
     def examples(self) -> Iterable[Example]:
