@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -21,15 +25,50 @@ def printable(text: str) -> str:
     )
 
 
-def read_bytes(path: Path) -> bytes:
-    """What a regular file holds.
+def shown(path: Path | str) -> str:
+    """A file's name as people see it: as it is, unless it would steer a terminal."""
+    return str(path) if str(path).isprintable() else printable(str(path))
+
+
+def read_bytes(path: Path, pipe: bool = False) -> bytes:
+    """What a regular file holds, or with `pipe` what comes out of a pipe, as a shell makes of `<(command)`.
 
     Raises:
-        OSError: it cannot be read, or is a device or a pipe, which may never end.
+        OSError: it cannot be read, or is anything else, such as a device, which may never end.
     """
-    if path.exists() and not path.is_file():
-        raise OSError(None, "is no regular file", str(path))
+    if path.exists() and not (path.is_file() or path.is_dir() or (pipe and path.is_fifo())):
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
     return path.read_bytes()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives the path of a new file. Once it is written it takes the place of `path`: as a whole, or not at all.
+
+    Of a symbolic link the file that it leads to is replaced. A file that was there leaves its permissions.
+
+    Raises:
+        OSError: something else than a file is there, or it cannot be written; it names `path`. What was there still is.
+    """
+    place = Path(os.path.realpath(path)) if path.is_symlink() else path
+    # Beside it, so that the last step is a renaming within one file system.
+    unfinished = place.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        if place.exists() and not place.is_file():
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
+        yield unfinished
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())
+        if place.exists():
+            shutil.copymode(place, unfinished)
+        unfinished.replace(place)
+    except OSError as error:
+        if error.filename in (None, str(unfinished), str(place)):
+            error.filename, error.filename2 = str(path), None
+        raise
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ropewalk.explanation import Explanation, first_far_distance, number
+from ropewalk.files import replacing
 from ropewalk.maps import PositionMap
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ def draw(explanation: Explanation, path: Path) -> None:
 
     style: dict[Any, Any] = {"font.size": 10, "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _MUTED}
     style |= {"xtick.color": _MUTED, "ytick.color": _MUTED, "svg.hashsalt": "ropewalk"}
-    is_svg = path.suffix.lower() == ".svg"
-    with rc_context(style):
+    form = path.suffix.lower().removeprefix(".")
+    with rc_context(style), replacing(path) as unfinished:
         layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.03)
         figure = Figure(figsize=(12, 5.6), layout=layout, facecolor="white")
         curve, matrix = figure.subplots(1, 2, width_ratios=[1.5, 1])
@@ -80,7 +81,7 @@ def draw(explanation: Explanation, path: Path) -> None:
         _draw_matrix(matrix, headline, small, tokens)
         figure.legend(*curve.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
         # Without a date, the same explanation is the same file.
-        figure.savefig(path, dpi=160, metadata={"Date": None} if is_svg else None)
+        figure.savefig(unfinished, format=form, dpi=160, metadata={"Date": None} if form == "svg" else None)
 
 
 def _draw_curve(axes: Axes, explanation: Explanation) -> None:

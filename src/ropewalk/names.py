@@ -9,7 +9,8 @@ from difflib import get_close_matches
 
 def did_you_mean(typed: str, known: Iterable[str]) -> str:
     """` Did you mean 'selfextend'?`, or nothing where no known name resembles the typed one."""
-    close = get_close_matches(typed.lower(), list(known), n=1)
+    others = [name for name in known if name != typed]
+    close = get_close_matches(typed.lower(), others, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

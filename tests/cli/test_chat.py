@@ -59,6 +59,21 @@ def test_a_question_that_fails_does_not_end_the_others(model, document):
     assert result.stdout.endswith(f"\n> Why?\n{answer}")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252", "shift_jis"])
+def test_a_question_that_is_no_text_does_not_end_the_others(model, document, encoding):
+    """In whatever encoding questions come."""
+    command = [sys.executable, "-m", "ropewalk", "chat", "--model", str(model), "--file", str(document), *SMALL]
+    done = subprocess.run(
+        command, input=b"Why?\nWho \x81\xff\x9d?\nWhy?\n", capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+    assert done.stderr.count(b"error: the question is not text in the encoding it came in (at character 4)") == 1
+    asked = [line for line in done.stdout.splitlines() if line.startswith(b"> ")]
+    assert (asked[0], len(asked), asked[2]) == (b"> Why?", 3, b"> Why?")
+
+
 def test_what_was_kept(model, document, tmp_path):
     keep = ["--model", model, "--keep", tmp_path / "kept", *SMALL]
     first = run("chat", "--file", document, *keep, input="Why?")

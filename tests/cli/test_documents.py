@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import codecs
 import os
+import re
+import subprocess
 import sys
 from io import TextIOWrapper
 
@@ -80,6 +82,22 @@ def test_missing_files_and_folders(tmp_path):
     assert "cannot read the file" in error_of(["x" * 5000])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="devices")
+@pytest.mark.parametrize("name", ["/dev/full", "/dev/zero", "/dev/null", "link"])
+def test_what_may_never_end_is_refused(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("/dev/zero")
+    assert error_of([name]) == f"cannot read the file {name!r}: is no regular file"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes")
+def test_what_comes_out_of_a_command(tmp_path):
+    """As a shell gives it for `<(command)`."""
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["sh", "-c", f"echo text > {tmp_path / 'pipe'}"]):
+        assert read_files([str(tmp_path / "pipe")]) == ["text\n"]
+
+
 @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="reads everything")
 def test_files_that_may_not_be_read(tmp_path):
     path = tmp_path / "file.txt"
@@ -100,11 +118,21 @@ def test_standard_input(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["hex", "rot13", "base64", "no-such-encoding", "", "\0"])
 def test_what_is_no_encoding(name):
-    with pytest.raises(UserError, match="--encoding must name an encoding of text"):
+    with pytest.raises(UserError, match="--encoding must name an encoding of text") as caught:
         check_encoding(name)
+    assert f"mean {name!r}" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["latin_1", "cp125", "utf9", "hex_", "bas64", "uu_codec", "mbsc"])
+def test_only_encodings_of_text_are_suggested(name):
+    try:
+        check_encoding(name)
+    except UserError as error:
+        for suggested in re.findall("Did you mean '(.*)'", str(error)):
+            check_encoding(suggested)
 
 
 def test_questions():
     check_question("--prompt", TEXT)
-    with pytest.raises(UserError, match=r"--prompt is not text in the encoding of this terminal \(at character 1\)"):
+    with pytest.raises(UserError, match=r"--prompt is not text in the encoding it came in \(at character 1\)"):
         check_question("--prompt", "a\udcff")

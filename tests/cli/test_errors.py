@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from io import BytesIO, TextIOWrapper
 
 import pytest
 import typer
@@ -57,7 +58,7 @@ def broken(kind):
     [
         ("closed", 2, "error: standard output is closed: there is nowhere to show anything\n"),
         ("full", 2, "error: cannot write to standard output: No space left on device\n"),
-        ("without a reader", 1, ""),  # it has seen enough
+        ("without a reader", 0, ""),  # it has seen enough
     ],
 )
 @pytest.mark.parametrize("command", ALL, ids=" ".join)
@@ -66,6 +67,57 @@ def test_output_that_cannot_be_written(command, kind, code, told, capsys, monkey
         monkeypatch.setattr(sys, "stdout", stream)
         assert end([*command, "--help"]) == code
         assert capsys.readouterr().err == told
+
+
+@contextmanager
+def ascii_output(monkeypatch, columns):
+    """A narrow terminal of few characters; what it is shown."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(shown, "ascii", write_through=True))
+    yield shown
+
+
+@pytest.mark.parametrize("command", [*ALL, ("explain", *SIZES)], ids=" ".join)
+def test_consoles_with_few_characters(command, monkeypatch, capsys):
+    helped = [] if command[-2:] == tuple(SIZES[-2:]) else ["--help"]
+    for columns in (5, 20, 40, 60):
+        with ascii_output(monkeypatch, columns) as shown:
+            assert end([*command, *helped]) == 0
+            assert capsys.readouterr().err == ""
+            assert shown.getvalue()
+
+
+def test_names_that_no_encoding_has(tmp_path, monkeypatch, capsys):
+    """Names of files are bytes."""
+    odd = os.fsdecode(b"\xff")
+    monkeypatch.chdir(tmp_path)
+    with ascii_output(monkeypatch, 80) as shown:
+        assert end(["explain", *SIZES, "--picture", f"{odd}.svg"]) == 0
+        assert end(["eval", "passkey", *SMALL, "-o", odd]) == 0
+        assert end(["report", odd, "-o", f"{odd}.html"]) == 0
+    assert shown.getvalue().count(b"\\udcff") == 4
+    assert (tmp_path / f"{odd}.html").exists()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_names_that_would_steer_a_terminal(tmp_path, monkeypatch, capsys):
+    from ropewalk.testing.saved import save_tiny_model
+
+    odd = "a  \x1b[2J\x9b\u202e"
+    monkeypatch.chdir(tmp_path)
+    save_tiny_model(tmp_path / odd)
+    (tmp_path / f"{odd}.txt").write_text("Some text.")
+    assert end(["explain", *SIZES, "--picture", f"{odd}.svg"]) == 0
+    assert end(["eval", "passkey", *SMALL, "-o", f"{odd}.out"]) == 0
+    assert end(["report", f"{odd}.out", "-o", f"{odd}.html"]) == 0
+    arguments = ["generate", "--model", odd, "--file", f"{odd}.txt", "--keep", f"{odd}.kept", "--max-new-tokens", "1"]
+    assert end([*arguments, "--device", "cpu"]) == 0
+    assert end([*arguments, "--device", "cpu"]) == 0
+    out, errors = capsys.readouterr()
+    for sign in odd[3:4] + odd[-2:]:
+        assert sign not in out + errors
+    assert (tmp_path / f"{odd}.html").exists()
 
 
 RAISED = [
@@ -153,6 +205,17 @@ def test_what_extras_bring_is_not_needed_before_it_is_used():
         "import ropewalk.cli, ropewalk.eval.hidden_facts"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes")
+@pytest.mark.parametrize(
+    "arguments", [["--json"], [], ["--help"], ["--map", "self", "--capacity", "2", "--rate", "0.1"]]
+)
+def test_a_reader_that_goes_early(arguments):
+    """One rule for what is printed at once, and for what comes line by line."""
+    command = f"{sys.executable} -m ropewalk explain {' '.join([*SIZES, *arguments])}"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", f"{command} | head -1"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="/dev/full")

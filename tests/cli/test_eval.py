@@ -144,12 +144,38 @@ def test_texts_are_read_in_chunks(tmp_path, monkeypatch):
     assert read == [30, 30, 23, 16]  # what comes before the tokens that are scored, and those
 
 
+@pytest.mark.parametrize("option", ["--limit", "--seed", "--batch-size", "--processes", "--chunk", "--trained-window"])
+@pytest.mark.parametrize("value", ["-1", "nan", "1.5", str(10**18), "9" * 6000, ""])
+def test_numbers_are_named(tmp_path, option, value):
+    for given in ([option, value], [f"{option}={value}"]):
+        result = run("passkey", "--model", "dummy", "-o", tmp_path / "out", *given)
+        assert result.exit_code == 2
+        assert result.stderr.startswith("error: ")
+        assert option in result.stderr
+        assert value in result.stderr
+        assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--chunk", "0"], "--chunk"),
         (["-o", ""], "must name a file or a folder, got ''"),
-        (["--method", "linear(factor=0.5)"], "factor of linear must be a number of 1 or more, got 0.5"),
+        (["--method", "linear(factor=0.5)"], "factor of linear must be a number from 1 to 1024, got 0.5"),
+        *(
+            (["--method", f"{name}(factor=1e300)"], f"factor of {name} must be a number from 1 to 1024, got 1e+300")
+            for name in ("linear", "ntk", "dynamic-ntk", "yarn")
+        ),
+        *(
+            ([option, value], f"{option} must be from 1 to {2**48}, got {value}")
+            for option in ("--trained-window", "--chunk")
+            for value in ("0", "-1", str(10**18))
+        ),
+        (
+            ["--samples", "1000000"],
+            "3 lengths, 10 depths and 1000000 samples are 30000000 examples, and at most 1000000",
+        ),
+        (["--depths", "99999999999"], "--depths must be numbers from 0 to 1, or how many there are, up to 1000, got"),
+        (["--lengths", "200,99999999k"], f"--lengths must be at most {2**24}, got {99999999 * 1024}"),
         (["--method", "selfexend"], "Did you mean 'selfextend'?"),
         (["--dtype", "half"], "--dtype must be one of"),
         (["--method", "selfextend(group_size=8)"], "window"),
@@ -176,6 +202,37 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path):
     assert result.exit_code == 2
     assert "was started with settings" in result.stderr
     assert rows_of(tmp_path) == rows
+
+
+def changed(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "told"),
+    [
+        ("config.json", {"rms_norm_eps": 1e-2}, "config_hash"),
+        ("config.json", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, "config_hash"),
+        ("generation_config.json", {"eos_token_id": 3}, "config_hash"),
+        ("tokenizer_config.json", {"chat_template": "{{ messages[0]['content'] }}"}, "tokenizer_hash"),
+        ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "tokenizer_hash"),
+        ("config.json", {"transformers_version": "5.0.0", "_name_or_path": "elsewhere"}, None),
+    ],
+)
+def test_a_model_whose_folder_changed_is_another(tmp_path, file, values, told):
+    folder = save_tiny_model(tmp_path / "model")
+    arguments = ["passkey", "--model", folder, "--lengths", "300", "--depths", "2", "--samples", "1", "--method"]
+    arguments += ["unmodified", "-o", tmp_path / "out"]
+    assert run(*arguments).exit_code == 0
+    rows = rows_of(tmp_path / "out")
+    changed(folder / file, **values)
+    again = run(*arguments)
+    if told is None:
+        assert again.stdout.startswith("2 were there already, 0 examples done")
+    else:
+        assert again.exit_code == 2
+        assert again.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'out'} was started with {told} ")
+    assert rows_of(tmp_path / "out") == rows
 
 
 def test_data_may_have_moved(tmp_path):

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from ropewalk.cli.eval import processes
-from ropewalk.eval.results import read
+from ropewalk.eval.results import Results, read, read_config
 
 SMALL = ["eval", "passkey", "--model", "dummy", "--lengths", "200,1k", "--depths", "3", "--samples", "2"]
 
@@ -73,18 +73,23 @@ def test_the_exit_code_of_several(codes, code):
 def test_a_stopped_run_goes_on(tmp_path, how):
     longer = [*SMALL, "--samples", 100, "-o", tmp_path, "--processes", 2]
     process = start(*longer)
-    deadline = time.monotonic() + 100
-    while not all((tmp_path / name).exists() for name in ("results.jsonl", "results-1.jsonl")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: all((tmp_path / name).exists() for name in ("results.jsonl", "results-1.jsonl")))
     if how == "Ctrl-C":
         os.killpg(process.pid, signal.SIGINT)
     else:
         [worker] = [pid for pid in children(process.pid) if environment(pid).get("RANK") == "1"]
         os.kill(worker, signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
+    _, errors = process.communicate(timeout=60)
     assert not children(process.pid)
+    if how == "Ctrl-C":
+        assert (process.returncode, errors.count("stopped")) == (130, 1)
+    else:
+        assert process.returncode == 2
+        told = [line for line in errors.splitlines() if not line.startswith("process 1 of 2: ")]
+        assert told == [
+            "error: process 2 of 2 was killed (signal 9, SIGKILL; a system without memory does that): rows that were "
+            "written stay, and the same command goes on"
+        ]
     before = scores(tmp_path)
     assert 0 < len(before) < 1200
     code, _, errors = run(*longer)
@@ -94,6 +99,35 @@ def test_a_stopped_run_goes_on(tmp_path, how):
     assert before.items() <= after.items()
     lines = [line for path in tmp_path.glob("*.jsonl") for line in path.read_text().splitlines()]
     assert len(lines) == 1200, "an example was asked twice"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "SIGKILL", "SIGINT"])
+def test_processes_end_with_the_one_that_started_them(tmp_path, how):
+    """A signal that reaches it alone, unlike Ctrl-C."""
+    process = start(*SMALL, "--samples", 2000, "-o", tmp_path, "--processes", 2)
+    wait_until(lambda: all((tmp_path / name).exists() for name in ("results.jsonl", "results-1.jsonl")))
+    workers = children(process.pid)
+    assert len(workers) == 2
+    process.send_signal(getattr(signal, how))
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (130 if how == "SIGINT" else -getattr(signal, how))
+    assert errors.endswith("\nstopped\n") == (how == "SIGINT")
+    wait_until(lambda: not any(map(runs, workers)), seconds=5)
+    Results(tmp_path, read_config(tmp_path)).close()  # nobody holds the folder any more
+
+
+def wait_until(condition, seconds=100):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def runs(pid):
+    """Whether a process does something; one that has ended may be there until somebody asks for its exit code."""
+    found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return bool(found.stdout.strip()) and not found.stdout.startswith("Z")
 
 
 def children(pid):

@@ -102,6 +102,26 @@ def test_every_task_and_every_option_is_explained(name):
     assert all(field.description for one, field in TASKS[name].model_fields.items() if one != "seed")
 
 
+NUMBERS = [
+    (name, one)
+    for name, kind in TASKS.items()
+    for one, field in kind.model_fields.items()
+    if one != "seed" and isinstance(field.default, int | tuple) and not isinstance(field.default, bool)
+    and all(isinstance(its, int | float) for its in (field.default if isinstance(field.default, tuple) else ()))
+] + [("perplexity", "tokens"), ("short", "questions")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "setting"), NUMBERS)
+def test_no_number_is_larger_than_anybody_means(name, setting, tmp_path):
+    option = f"--{setting.replace('_', '-')}"
+    for value in ("99999999999", "9" * 40):
+        result = run(name, "--model", "dummy", "-o", tmp_path / "out", option, value)
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"error: {option}")
+        assert value in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
 COMMANDS = [
     shlex.split(line)[1:]
     for line in (RESULTS / "commands.sh").read_text().replace("\\\n", " ").splitlines()
@@ -194,6 +214,23 @@ def test_a_run_and_the_same_again(name, examples, scores, data_dir, tmp_path):
         assert "was started with settings" in run(*arguments).stderr
 
 
+def test_nothing_to_ask(data_dir, tmp_path, echo, monkeypatch):
+    path = data_dir / "leval" / "closed" / "coursera.jsonl"
+    arguments = ["--model", "dummy", "-o", tmp_path / "out"]
+    asked = ["leval", *SMALL["leval"].split(), "--data-dir", data_dir, *arguments]
+    path.write_text(json.dumps({"input": "long", "instructions": [], "outputs": []}) + "\n")
+    result = run(*asked)
+    assert (result.exit_code, result.stderr) == (2, "error: coursera.jsonl holds no questions: load it again\n")
+    path.write_text(json.dumps({"input": "long", "instructions": ["Which?"], "outputs": ["AB"]}) + "\n")
+    nothing = "error: {} has nothing to ask with these options and data: choose others\n"
+    result = run(*asked)
+    assert (result.exit_code, result.stderr) == (2, nothing.format("leval"))
+    monkeypatch.setattr(Echo, "examples", lambda self: iter(()))
+    result = run("echo", *arguments)
+    assert (result.exit_code, result.stderr) == (2, nothing.format("echo"))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -210,6 +247,11 @@ def test_a_run_and_the_same_again(name, examples, scores, data_dir, tmp_path):
         (
             "leval --tasks gsm",
             "--tasks must be one of coursera, gsm100, quality, tpo, sci_fi, codeU, got 'gsm'. Did you",
+        ),
+        *(
+            (f"{name} --data-dir=", "--data-dir': must name a file or a folder, got ''")
+            for name, kind in TASKS.items()
+            if "data_dir" in kind.model_fields
         ),
         ("leval --tasks gsm100 --mode options", "--tasks must have options to choose from, as the mode asks for, got"),
         ("longbench --length 1", "--length: Input should be greater than or equal to 2, got 1"),

@@ -286,6 +286,8 @@ def test_map_options_without_a_length_take_only_what_is_given():
         (["explain", "--map", "rerope", "--capacity", "8", *SIZES], "--window"),
         (["explain", "--group-size", "8", *SIZES], "--map selfextend needs --window"),
         (["explain", "--map", "leaky-rerope", "--window", "8", *SIZES], "needs --factor"),
+        (["explain", "--group-size", "0", *SIZES], "group_size must be 1 or more, got 0"),
+        (["explain", "--map", "leaky-rerope", "--window", "-3", *SIZES], "window must be 1 or more, got -3"),
         (["explain", "--group-size", "0", "--window", "4", *SIZES], "group_size must be 1 or more, got 0"),
         (["explain", "--group-size", "2", "--window", "-4", *SIZES], "got -4"),
         (["explain", "--group-size", "2", "--window", str(10**30), *SIZES], str(10**30)),

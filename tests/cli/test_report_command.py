@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -101,12 +103,90 @@ def test_bad_folders(results, tmp_path, spoil):
     assert not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.parametrize("place", ["prompt_tokens", "seconds", "cell.length", "cell.depth", "scores.exact_match"])
+def test_numbers_of_any_size(results, tmp_path, place):
+    path = results / "results.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    part, _, name = place.rpartition(".")
+
+    def page_with(numbers):
+        lines = []
+        for row, number in zip(rows, numbers, strict=True):
+            (row[part] if part else row)[name] = "here"
+            lines.append(json.dumps(row).replace('"here"', number) + "\n")
+        path.write_text("".join(lines))
+        done = run("report", results, "-o", tmp_path / "page.html")
+        assert done.exit_code in (0, 2), done.output
+        assert "Traceback" not in done.stderr
+        return (tmp_path / "page.md").read_text() if done.exit_code == 0 else ""
+
+    shown = page_with(["NaN", "Infinity", "-Infinity", "1e400", "1e308", "-1", "0", "1"])
+    assert "a line is left out that cannot be read: results.jsonl, line 1, is no row: " in shown
+    for number in ("1e49", "-1e49", str(2**63 - 1), "1e-320", "-1", str(2**48)):
+        page_with([number] * len(rows))
+
+
 def test_bad_output(results, tmp_path):
     told(run("report", results, "-o", tmp_path / "page.pdf"), "--output must end in .html")
     (tmp_path / "file").write_text("")
     told(run("report", results, "-o", tmp_path / "file" / "page.html"), "file': File exists")
     told(run("report", results, "-o", ""), "must name a file or a folder, got ''")
     told(run("report", ""), "must name a file or a folder, got ''")
+
+
+def everything(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["README.md", "README_files/passkey-1.svg"])
+def test_what_report_did_not_make_is_not_overwritten(results, tmp_path, name):
+    theirs = tmp_path / "project" / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("Made by me.\n")
+    before = everything(tmp_path)
+    done = run("report", results, "-o", tmp_path / "project" / "README.html")
+    told(done, f"'{theirs}': is there and was not made by ropewalk report: name another page")
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links")
+@pytest.mark.parametrize("name", ["page.md", "page_files", "page_files/passkey-1.svg"])
+def test_links_below_the_output_are_not_followed(results, tmp_path, name):
+    page, theirs = tmp_path / "pages" / "page.html", tmp_path / "theirs"
+    run("report", results, "-o", page)
+    link = page.parent / name
+    link.rename(theirs)
+    link.symlink_to(theirs)
+    before = everything(tmp_path)
+    told(run("report", results, "-o", page), f"'{link}': is a symbolic link, which is not followed")
+    assert everything(tmp_path) == before
+
+
+LITTLE_ROOM = (
+    "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); from ropewalk.cli import main; main()"
+)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process")
+@pytest.mark.parametrize("command", ["report", "explain"])
+def test_a_full_disk_leaves_what_was_there(results, tmp_path, command):
+    """A limit on the size of files stands for it."""
+    out = tmp_path / "out"
+    out.mkdir()
+    arguments = {
+        "report": ["report", results, "-o", out / "page.html"],
+        "explain": ["explain", "--trained-window", "4096", "--length", "16384", "--picture", out / "map.png"],
+    }[command]
+    assert run(*arguments).exit_code == 0
+    before = everything(out)
+    command = [sys.executable, "-c", LITTLE_ROOM, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    # Matplotlib may have something to say of its own cache.
+    assert done.stderr.splitlines()[-1] == f"error: cannot read or write {str(arguments[-1])!r}: File too large"
+    assert "Traceback" not in done.stderr
+    assert everything(out) == before
 
 
 def told(result, message):

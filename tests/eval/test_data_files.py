@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
+import sys
 import zipfile
 
 import pytest
@@ -30,6 +32,19 @@ def test_a_file_of_a_folder_and_of_the_hub(tmp_path, monkeypatch):
     assert read(None, *PLACE) == b"content"
     with pytest.raises(DataError, match=r"^all.zip of owner/books holds no two.jsonl$"):
         read(None, "books/two.jsonl", *PLACE[1:])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="devices")
+def test_what_may_never_end_is_refused(tmp_path):
+    (tmp_path / "books").mkdir()
+    os.mkfifo(tmp_path / "books" / "one.jsonl")
+    with pytest.raises(DataError, match=r"^cannot read .*one.jsonl \(is no regular file\)"):
+        read(tmp_path, *PLACE)
+    for folder, name in (("pg19/test_books", "pg19"), ("needle/PaulGrahamEssays", "essays")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "1.txt").symlink_to("/dev/zero")
+        with pytest.raises(DataError, match=r"^cannot read .*1.txt \(is no regular file\)"):
+            texts(name, tmp_path)
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ropewalk.eval.methods import Method
-from ropewalk.eval.subjects import Model, Passage, Prompt
+from ropewalk.eval.subjects import Hashes, Model, Passage, Prompt
 from ropewalk.integrations.transformers.models import LoadedModel
 from ropewalk.integrations.transformers.sources import Source
 from ropewalk.maps import Infinite
@@ -16,7 +16,7 @@ WINDOW = 8
 
 
 def under(model, window=WINDOW):
-    subject = Model(LoadedModel(Source("tiny", ""), model, tiny_tokenizer()), 64, "", chunk=5)
+    subject = Model(LoadedModel(Source("tiny", ""), model, tiny_tokenizer()), 64, Hashes(), chunk=5)
     return subject.under(Method(f"infinite(window={window})", Infinite(window)))
 
 

@@ -4,7 +4,7 @@ import torch
 
 from ropewalk.eval.methods import of_preset, parse, parse_all
 from ropewalk.eval.scalings import NTK, DynamicNTK, Linear, YaRN
-from ropewalk.eval.subjects import Model
+from ropewalk.eval.subjects import Hashes, Model
 from ropewalk.integrations.transformers import scoring
 from ropewalk.integrations.transformers.models import LoadedModel
 from ropewalk.integrations.transformers.sources import Source
@@ -52,7 +52,17 @@ def test_a_name_says_all(text, change):
     ("text", "message"),
     [
         ("selfexend", "no method is called 'selfexend'. Did you mean 'selfextend'\\?"),
-        ("unmodified(start=3)", "no method"),
+        ("unmodified(start=3)", "^method unmodified\\(start=3\\): there is no parameter 'start'. It has none$"),
+        (
+            "selfextend(group_size=8)",
+            "^method selfextend\\(group_size=8\\): it needs window too, or no parameter at all$",
+        ),
+        ("leaky-rerope(window=8)", "^method leaky-rerope\\(window=8\\): it needs factor too"),
+        (
+            "selfextend(grup_size=8, window=3)",
+            "there is no parameter 'grup_size'. Did you mean 'group_size'\\? Its parameters",
+        ),
+        ("linear(factor=2, factor=3)", "^'linear\\(factor=2, factor=3\\)' gives factor more than once"),
         ("selfextend(8, 1024)", "a method is a name, or a name with parameters such as"),
         ("selfextend(group_size=open('x'))", "a method is a name"),
         ("selfextend(group_size=8, width=3)", "width"),
@@ -60,8 +70,8 @@ def test_a_name_says_all(text, change):
         ("selfextend(sliding_window='off')", "sliding_window must be 'keep' or 'disable', got 'off'"),
         ("selfextend(query_scaling='log')", "query scaling must be one of log-n, yarn, got 'log'"),
         ("linear(factor=2.0, sliding_window='disable')", "sliding_window"),
-        ("linear(factor=0.5)", "factor of linear must be a number of 1 or more, got 0.5"),
-        ("yarn(factor='4')", "factor of yarn must be a number of 1 or more, got '4'"),
+        ("linear(factor=0.5)", "factor of linear must be a number from 1 to 1024, got 0.5"),
+        ("yarn(factor='4')", "factor of yarn must be a number from 1 to 1024, got '4'"),
         ("ntk(factor=1e999)", "got inf"),
         ("dynamic-ntk(factor=True)", "got True"),
         ("linear(factors=2)", "factors"),
@@ -105,11 +115,14 @@ def test_a_sweep_is_every_combination_as_written():
             r"^method selfextend\(group_size=0, window=3\): group",
         ),
         ("selfextend(group_size={4, 8})", r"^method selfextend\(group_size=4\): .*window"),
-        ("yarn(factor={2, 0.5})", r"^method yarn\(factor=0.5\): factor of yarn must be a number of 1 or more, got 0.5"),
+        (
+            "yarn(factor={2, 0.5})",
+            r"^method yarn\(factor=0.5\): factor of yarn must be a number from 1 to 1024, got 0.5",
+        ),
         ("selfextend(group_size={}, window=3)", "a set of values such as {4, 8}: got 'selfextend"),
         ("selfextend(group_size={*[4, 8]}, window=3)", "a set of values such as"),
         ("selfextend(group_size={open('x')}, window=3)", "a set of values such as"),
-        ("unmodified(x={1, 2})", "no method is called"),
+        ("unmodified(x={1, 2})", "there is no parameter .x."),
     ],
 )
 def test_what_is_no_sweep(text, message):
@@ -130,6 +143,13 @@ def test_nothing_is_scaled_inside_the_trained_window(name):
 @pytest.mark.parametrize("name", MAPS)
 def test_every_registered_map_is_a_method(name):
     assert parse(name, 4096, 8192).change.name == name
+
+
+@pytest.mark.parametrize("name", ["linear", "ntk", "dynamic-ntk", "yarn"])
+def test_the_largest_factor(name):
+    model = tiny_model("llama", trained_window=64)
+    with parse(f"{name}(factor=1024)", 160, 64).enter(model, 64), torch.no_grad():
+        assert model(torch.arange(1, 81)[None]).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("text", ["selfextend", "linear", "ntk", "dynamic-ntk", "yarn", "sliding-window(window=8)"])
@@ -166,7 +186,7 @@ def test_a_sliding_window_is_that_of_transformers():
 
 def test_no_attention_that_plans_every_length_anew():
     """As an evaluation runs a model; what was allowed before is allowed again."""
-    subject = Model(LoadedModel(Source("tiny", ""), tiny_model("llama"), None), 64, "hash")
+    subject = Model(LoadedModel(Source("tiny", ""), tiny_model("llama"), None), 64, Hashes("hash"))
     allowed = torch.backends.cuda.cudnn_sdp_enabled()
     with subject.under(parse("unmodified", 64, 64)):
         assert not torch.backends.cuda.cudnn_sdp_enabled()

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
-import math
 import os
 import subprocess
 import sys
@@ -11,12 +10,13 @@ from ropewalk.eval.results import Config, Facts, Results, ResultsError, Row, rea
 from ropewalk.eval.share import ALL, Share
 
 CONFIG = Config(
-    task="passkey", version=1, settings={"lengths": [8]}, methods=("unmodified",), model="m", model_hash="h", seed=0,
-    trained_window=8192,
+    task="passkey", version=1, settings={"lengths": [8]}, methods=("unmodified",), model="m", model_hash="h",
+    config_hash="c", tokenizer_hash="t", seed=0, trained_window=8192,
 )  # fmt: skip
 FACTS = Facts(
-    task="passkey", version=1, model="m", model_hash="h", dtype="float32", device="cpu", seed=0, commit="", versions={}
-)
+    task="passkey", version=1, model="m", model_hash="h", config_hash="c", tokenizer_hash="t", dtype="float32",
+    device="cpu", seed=0, commit="", versions={},
+)  # fmt: skip
 
 
 def row(example, error=None, facts=FACTS, **scores):
@@ -42,8 +42,8 @@ def examples(folder):
 
 def test_rows_come_back(tmp_path):
     later = FACTS.model_copy(update={"commit": "abc"})
-    # Also what is infinite, and characters that end lines.
-    rows = [row("a", exact_match=1.0), row("b", score=math.inf), row("c\u2028\x85\x1e\r\n", facts=later)]
+    # Also what is large, and characters that end lines.
+    rows = [row("a", exact_match=1.0), row("b", score=1e49), row("c\u2028\x85\x1e\r\n", facts=later)]
     add(tmp_path / "new" / "folder", *rows)
     assert read(tmp_path / "new" / "folder").rows == tuple(rows)
     assert read_config(tmp_path / "new" / "folder") == CONFIG
@@ -99,7 +99,34 @@ def test_a_damaged_line_costs_its_example_alone(tmp_path, damage):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("task", "needle"), ("version", 2), ("model", "n"), ("model_hash", "g"), ("seed", 1)]
+    ("task", "scores"),
+    [
+        *(
+            ("anything", {"score": text})
+            for text in ("NaN", "Infinity", "-Infinity", "1e400", "1e308", "-1e51", "null")
+        ),
+        *(("passkey", {"exact_match": text}) for text in ("-0.5", "1.01", "1e49")),
+        ("perplexity", {"nll": 1, "tokens": 0}),
+        ("perplexity", {"nll": -1, "tokens": 1}),
+        ("perplexity", {"nll_8": 7001, "tokens_8": 10}),
+    ],
+)
+def test_what_is_no_score_damages_its_line(tmp_path, task, scores):
+    facts, config = (one.model_copy(update={"task": task}) for one in (FACTS, CONFIG))
+    add(tmp_path, row("a", facts=facts), row("b", facts=facts), config=config)
+    path = tmp_path / "results.jsonl"
+    first, second = path.read_text().splitlines()
+    written = ", ".join(f'"{name}": {value}' for name, value in scores.items())
+    path.write_text(f'{{"scores": {{{written}}}, {first[1:]}\n{second}\n')
+    assert examples(tmp_path) == ["b"]
+    [told] = read(tmp_path).damaged
+    assert told.startswith(f"results.jsonl, line 1, is no row: scores.{next(iter(scores))}: Input should be ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("task", "needle"), ("version", 2), ("model", "n"), ("seed", 1)]
+    + [(f"{of}_hash", "g") for of in ("model", "config", "tokenizer")],
 )
 @pytest.mark.parametrize("old", [False, True])
 def test_rows_of_something_else_are_refused_by_name(tmp_path, name, value, old):
@@ -134,6 +161,8 @@ def test_a_failed_example_is_tried_again(tmp_path, failed_in):
     [
         ({"seed": 1}, "was started with seed 0, not 1: go on with what it was started with, or name another folder"),
         ({"trained_window": 4096}, "with trained_window 8192, not 4096"),
+        ({"config_hash": "d"}, 'with config_hash "c", not "d"'),
+        ({"tokenizer_hash": "u"}, 'with tokenizer_hash "t", not "u"'),
         ({"methods": ("unmodified", "x")}, r'with methods \["unmodified"\], not \["unmodified", "x"\]'),
     ],
 )
@@ -144,13 +173,35 @@ def test_another_run_is_refused(tmp_path, change, message):
     assert done(tmp_path) == set(), "it is open to its own"
 
 
-def test_a_run_that_did_not_record_the_trained_window_goes_on(tmp_path):
-    before = json.loads(CONFIG.model_dump_json())
-    del before["trained_window"]
-    (tmp_path / "config.json").write_text(json.dumps(before))
-    assert read_config(tmp_path).trained_window is None
+LATER = ("trained_window", "config_hash", "tokenizer_hash")
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_what_a_run_did_not_record_is_not_held_against_it(tmp_path, name):
+    (tmp_path / "config.json").write_text(CONFIG.model_copy(update={name: None}).model_dump_json(exclude_none=True))
+    assert getattr(read_config(tmp_path), name) is None
+    before = FACTS.model_copy(update={name: None}) if name != "trained_window" else FACTS
+    (tmp_path / f"facts-{before.name}.json").write_text(before.model_dump_json(exclude_none=True))
+    (tmp_path / "results.jsonl").write_text(row("old", facts=before).model_dump_json() + "\n")
     add(tmp_path, row("a"))
-    assert examples(tmp_path) == ["a"]
+    assert examples(tmp_path) == ["old", "a"]
+
+
+@pytest.mark.parametrize("name", LATER[1:])
+def test_rows_of_two_models_are_told_where_the_folder_does_not_know_its_own(tmp_path, name):
+    unknown = CONFIG.model_copy(update={name: None})
+    add(tmp_path, row("a"), row("b", facts=FACTS.model_copy(update={name: "other"})), config=unknown)
+    with pytest.raises(ResultsError, match=f'results.jsonl, line 2, is of {name.replace("_", " ")} "other", and'):
+        read(tmp_path)
+
+
+def test_facts_that_were_changed_are_not_believed(tmp_path):
+    add(tmp_path, row("a"))
+    [path] = tmp_path.glob("facts-*.json")
+    path.write_text(path.read_text().replace('"cpu"', '"another"'))
+    for use in (read, done):
+        with pytest.raises(ResultsError, match=f"{path.name} was changed or renamed"):
+            use(tmp_path)
 
 
 def test_what_cannot_be_read(tmp_path):
@@ -162,6 +213,22 @@ def test_what_cannot_be_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"task": "passkey"}))
     with pytest.raises(ResultsError, match=r"config.json cannot be read: version: Field required"):
         read_config(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="devices")
+@pytest.mark.parametrize("name", ["results.jsonl", "results-1.jsonl", "config.json", "facts-a.json"])
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "/dev/full"])
+def test_what_may_never_end_is_refused(tmp_path, name, kind):
+    add(tmp_path, row("a"))
+    (tmp_path / name).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(tmp_path / name)
+    else:
+        (tmp_path / name).symlink_to(kind)
+    for use in (read, done):
+        with pytest.raises(OSError, match="is no regular file") as caught:
+            use(tmp_path)
+        assert caught.value.filename == str(tmp_path / name)
 
 
 # Shares of an evaluation, as (index, count, limit): which others may write while the first does.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import gc
 import json
+import math
 import weakref
 
 import pytest
@@ -10,7 +11,7 @@ from ropewalk.eval.results import Results, read
 from ropewalk.eval.runner import config_of, facts_of, run
 from ropewalk.eval.share import Share
 from ropewalk.eval.subjects import Dummy
-from ropewalk.eval.tasks.base import spread
+from ropewalk.eval.tasks.base import Outcome, spread
 from ropewalk.eval.tasks.passkey import Passkey
 
 METHODS = (Method("unmodified"), Method("other"))
@@ -78,6 +79,20 @@ def test_an_example_that_fails_is_recorded(tmp_path):
     assert (counts.done, counts.failed) == (8, 8)
     errors = {row.cell["length"]: row.error for row in read(tmp_path).rows}
     assert errors == {100: None, 300: "RuntimeError: out of memory"}
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf, 1e60])
+def test_a_score_that_is_no_number_is_a_failure(tmp_path, score):
+    class Odd(Passkey):
+        def outcomes(self, examples, subject):
+            return [Outcome(1, {"exact_match": score if one.tokens == 100 else 1.0}) for one in examples]
+
+    one, subject = Odd(**task().model_dump()), Dummy(batch_size=3)
+    with Results(tmp_path, config_of(one, METHODS, subject, 0)) as results:
+        counts = run(one, METHODS, subject, results, facts_of(one, subject, 0))
+    assert (counts.done, counts.failed) == (8, 8)
+    assert {row.error is None: row.cell["length"] for row in read(tmp_path).rows} == {True: 300, False: 100}
+    assert read(tmp_path).damaged == ()
 
 
 def test_what_a_failed_example_held_is_let_go(tmp_path):

@@ -20,6 +20,7 @@ from ropewalk.cli.errors import UserError
 from ropewalk.cli.model_options import How
 from ropewalk.cli.progress import reading as progress
 from ropewalk.cli.progress import size
+from ropewalk.files import shown
 from ropewalk.integrations.transformers.memory import memory
 from ropewalk.integrations.transformers.models import LoadedModel
 from ropewalk.maps import PositionMap, from_dict
@@ -102,7 +103,11 @@ def read(wanted: Wanted, questions: list[str] | None) -> Iterator[Asking]:
     text = "\n\n".join(read_files(wanted.file or [], wanted.encoding))
     if not text and kept is not None:
         text = kept.text
-    if not text and not (questions and all(question.strip() for question in questions)):
+    asked = [question for question in questions or [] if question.strip()]
+    if not text and 0 < len(asked) < len(questions or []):
+        empty = next(question for question in questions or [] if not question.strip())
+        raise UserError(f"--prompt {empty!r} asks nothing, and there is no text to go on with: leave it out")
+    if not text and not asked:
         raise UserError(
             "there is nothing to read: pass --file, --prompt or both"
             if questions is not None
@@ -246,8 +251,9 @@ def _announce(
     else:
         questions = "questions of your own" if prompts is None else f"{len(prompts)} questions"
         asked = f"text     {read_once:,} tokens, read once; {questions}, {answer} to each"
+    name = shown(loaded.source.name)
     lines = [
-        f"{loaded.source.name} ({loaded.dtype}, {loaded.device}), trained on {extension.trained_window:,} tokens",
+        f"{name} ({loaded.dtype}, {loaded.device}), trained on {extension.trained_window:,} tokens",
         f"  {asked}",
         f"  map      {extension.position_map}: reaches {number(extension.max_length)} tokens, "
         f"recommended up to {number(extension.recommended_length)}",

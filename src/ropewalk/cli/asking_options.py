@@ -13,11 +13,14 @@ import typer
 from ropewalk.cli import model_options
 from ropewalk.cli.documents import check_encoding
 from ropewalk.cli.errors import UserError
-from ropewalk.cli.map_options import MapOptions, check_tokens
+from ropewalk.cli.map_options import MapOptions
 from ropewalk.cli.paths import path
+from ropewalk.cli.token_options import check_tokens, token_option
 
 # Any length and window for which every map exists: a mistyped map is found before the model is loaded.
 _ANY_LENGTH, _ANY_WINDOW = 1, 8192
+# What is divided by less may be too large for a float; with so much the likeliest token is nearly always taken already.
+_LEAST_TEMPERATURE = 0.001
 
 FileOption = Annotated[
     list[str] | None,
@@ -43,10 +46,10 @@ AllowControlTokensOption = Annotated[
 ]
 TargetLengthOption = Annotated[
     int | None,
-    typer.Option(help="Tokens that the model should reach. \\[default: the prompt's and the answer's]"),
+    token_option(help="Tokens that the model should reach. \\[default: the prompt's and the answer's]"),
 ]
-MaxNewTokensOption = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
-ChunkOption = Annotated[int, typer.Option(help="Tokens read in one pass: fewer need less memory.")]
+MaxNewTokensOption = Annotated[int, token_option(help="Longest answer, in tokens.")]
+ChunkOption = Annotated[int, token_option(help="Tokens read in one pass: fewer need less memory.")]
 TemperatureOption = Annotated[float, typer.Option(help="Of the sampling; 0 always takes the likeliest token.")]
 ChatTemplateOption = Annotated[
     bool | None,
@@ -91,7 +94,7 @@ class Wanted:
         for option, value in (("--target-length", self.target_length), ("--trained-window", self.trained_window)):
             if value is not None:
                 check_tokens(option, value)
-        if not 0 <= self.temperature < math.inf:
-            raise UserError(f"--temperature must be 0 or more, got {self.temperature}")
+        if self.temperature != 0 and not _LEAST_TEMPERATURE <= self.temperature < math.inf:
+            raise UserError(f"--temperature must be 0, or {_LEAST_TEMPERATURE} or more, got {self.temperature}")
         self.map_options.choose(_ANY_LENGTH, _ANY_WINDOW)
         check_encoding(self.encoding)

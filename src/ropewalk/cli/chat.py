@@ -77,6 +77,8 @@ def command(
     if "-" in (file or []):
         raise UserError("--file - would read standard input, where the questions come from: put the text into a file")
     at_terminal = sys.stdin.isatty()
+    if (reconfigure := getattr(sys.stdin, "reconfigure", None)) is not None:
+        reconfigure(errors="surrogateescape")  # a line that is no text is refused alone, and not with all behind it
     failed = False
     with asking.read(wanted, None) as text:
         if at_terminal:
@@ -126,7 +128,12 @@ def _questions(at_terminal: bool) -> Iterator[str]:
 def _line(at_terminal: bool) -> str:
     if at_terminal:
         print(_PROMPT, end="", file=sys.stderr, flush=True)
-    line = sys.stdin.readline()
+    try:
+        line = sys.stdin.readline()
+    except UnicodeDecodeError as error:  # where even bytes that are no text cannot be kept
+        raise UserError(
+            f"standard input is not {error.encoding.upper()} text: no question can be read from it"
+        ) from None
     if not line:
         raise EOFError
     return line

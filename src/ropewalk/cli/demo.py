@@ -17,7 +17,7 @@ from rich.text import Text as Styled
 
 from ropewalk.cli import model_options
 from ropewalk.cli.errors import UserError
-from ropewalk.cli.map_options import MapOptions, check_tokens, with_map_options
+from ropewalk.cli.map_options import MapOptions, with_map_options
 from ropewalk.cli.model_options import (
     DeviceOption,
     DtypeOption,
@@ -29,7 +29,10 @@ from ropewalk.cli.model_options import (
     VerboseOption,
 )
 from ropewalk.cli.progress import duration, reading
+from ropewalk.cli.token_options import check_tokens, token_option
+from ropewalk.files import shown
 from ropewalk.integrations.transformers.versions import versions
+from ropewalk.token_counts import MOST_TOKENS
 
 if TYPE_CHECKING:
     from ropewalk import Preset
@@ -48,7 +51,7 @@ _PARTS: dict[Part, str] = {
 def command(
     map_options: MapOptions,
     model: ModelOption = None,
-    tokens: Annotated[int, typer.Option(help="Length of the longest text.")] = 12_000,
+    tokens: Annotated[int, token_option(help="Length of the longest text.")] = 12_000,
     seed: Annotated[int, typer.Option(help="Of the hidden facts.")] = 0,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -60,7 +63,7 @@ def command(
 ) -> None:
     """Hide facts in texts past the model's window, and ask for them: the model as it is, and extended."""
     model_options.check(dtype, device, sliding_window)
-    check_tokens("--tokens", tokens)
+    check_tokens("--tokens", tokens, at_most=MOST_TOKENS)
     if trained_window is not None:
         check_tokens("--trained-window", trained_window)
     map_options.choose(_ANY_LENGTH, _ANY_WINDOW)
@@ -110,13 +113,14 @@ class _Screen:
 
     def introduce(self, setup: Setup, tokens: int, target_length: int, preset: Preset | None) -> None:
         loaded, window = setup.loaded, setup.trained_window
+        name = shown(loaded.source.name)
         past = f", {tokens - window:,} past the end of that window" if tokens > window else ", inside of that window"
         self.results.print("Ropewalk demo", style="bold")
         self.results.print()
         self._pairs(
             (
                 "model",
-                f"{loaded.source.name} ({loaded.dtype}, {loaded.device}), trained on a window of {window:,} tokens",
+                f"{name} ({loaded.dtype}, {loaded.device}), trained on a window of {window:,} tokens",
             ),
             ("texts", f"up to {tokens:,} tokens{past}"),
             ("extended by", f"{setup.position_map}, for a target of {target_length:,} tokens"),

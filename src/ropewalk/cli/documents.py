@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from ropewalk.cli.errors import UserError, did_you_mean
+from ropewalk.files import read_bytes
 
 # Longer ones first: that of UTF-32 begins like that of UTF-16.
 _MARKS = (
@@ -28,16 +29,22 @@ def check_encoding(encoding: str | None) -> None:
     """
     if encoding is None:
         return
-    try:
-        b"a".decode(encoding)
-    except (LookupError, ValueError) as error:
-        if isinstance(error, UnicodeDecodeError):  # a letter is half a character of some
-            return
-        known = [*encodings.aliases.aliases.values(), *encodings.aliases.aliases]
+    if not _is_of_text(encoding):
+        known = filter(_is_of_text, [*encodings.aliases.aliases.values(), *encodings.aliases.aliases])
         raise UserError(
             f"--encoding must name an encoding of text, such as utf-16-le, cp1252 or latin-1, got {encoding!r}."
             f"{did_you_mean(encoding.replace('-', '_'), known)}"
-        ) from None
+        )
+
+
+def _is_of_text(encoding: str) -> bool:
+    try:
+        b"a".decode(encoding)
+    except UnicodeDecodeError:  # a letter is half a character of some
+        return True
+    except (LookupError, ValueError, ImportError):  # some are of other systems
+        return False
+    return True
 
 
 def read_files(names: list[str], encoding: str | None = None) -> list[str]:
@@ -64,11 +71,13 @@ def check_question(option: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{option} is not text in the encoding of this terminal (at character {error.start})") from None
+        raise UserError(f"{option} is not text in the encoding it came in (at character {error.start})") from None
 
 
 def _read(name: str, encoding: str | None) -> str:
     shown = "standard input" if name == "-" else f"the file {name!r}"
+    if not name.strip():
+        raise UserError(f"--file must name a text file, or be - for standard input, got {name!r}")
     data = _bytes(name, shown)
     if encoding is None:
         mark, encoding = next(((mark, known) for mark, known in _MARKS if data.startswith(mark)), (b"", "utf-8"))
@@ -95,7 +104,7 @@ def _read(name: str, encoding: str | None) -> str:
 def _bytes(name: str, shown: str) -> bytes:
     try:
         if name != "-":
-            return Path(name).expanduser().read_bytes()
+            return read_bytes(Path(name).expanduser(), pipe=True)
         if sys.stdin is None:
             raise UserError("standard input is closed, and --file - reads it")
         return sys.stdin.buffer.read()

@@ -6,8 +6,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stdout, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any, NoReturn, TextIO
 
 import typer
@@ -21,8 +21,6 @@ from ropewalk.names import did_you_mean as did_you_mean
 _ParserError: type[Exception] = typer.BadParameter.__bases__[0]
 
 EXIT_CODE = 2
-# Of a program whose reader has gone, such as `head`: it ends without a word, as typer's and rich's do.
-_READER_GONE = 1
 
 # What is not installed with Ropewalk alone, by the extra that it comes with.
 _EXTRAS = {name: "eval" for name in ("filelock", "jinja2", "pydantic", "pydantic_core", "scipy")} | {
@@ -53,31 +51,52 @@ class Commands(TyperGroup):
         try:
             if sys.stdout is None:
                 raise UserError("standard output is closed: there is nowhere to show anything")
+            _write_anything(sys.stdout)
+            _write_anything(sys.stderr)
             with redirect_stdout(_Stdout(sys.stdout)) as stdout:
                 status = super().main(args=arguments, prog_name=prog_name, **extra)
                 stdout.flush()
         except typer.Abort:
             sys.exit(1)
         except (UserError, MapEntryPointError, OSError, ImportError, _ParserError) as error:
-            _end(error, as_json="--json" in arguments)
+            _end(error, arguments)
         sys.exit(status if isinstance(status, int) else 0)
 
 
-def _end(error: Exception, as_json: bool) -> NoReturn:
+def _end(error: Exception, arguments: Sequence[str]) -> NoReturn:
     if getattr(error, "filename", None) == _Stdout.name:
         _Stdout.give_up()
-        if isinstance(error, BrokenPipeError):
-            sys.exit(_READER_GONE)
-    message = told(error)
+    message = told(error) + _given(error, arguments)
     # Where even this cannot be shown the exit code has to do. Nothing is to be said where help was shown instead.
     with suppress(OSError):
         if message:
-            show(message, as_json)
+            show(message, as_json="--json" in arguments)
     sys.exit(EXIT_CODE)
 
 
+def _given(error: Exception, arguments: Sequence[str]) -> str:
+    """What an option was given that is of no such type: the parser does not say it."""
+    names = getattr(getattr(error, "param", None), "opts", ())
+    for at in reversed(range(len(arguments))):
+        name, has_value, value = arguments[at].partition("=")
+        if name in names and ", got " not in told(error):
+            following = value if has_value else next(iter(arguments[at + 1 : at + 2]), None)
+            return "" if following is None else f", got {following!r}"
+    return ""
+
+
+def _write_anything(stream: TextIO) -> None:
+    """Characters that the console's encoding lacks, or that are none, are written as escapes."""
+    if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
+        reconfigure(errors="backslashreplace")
+
+
 class _Stdout:
-    """Standard output, whose errors have a name."""
+    """Standard output, whose errors have a name.
+
+    Where nobody reads it any more, as behind `head`, the program ends with exit code 0: enough was seen, and a short
+    output is taken by the system even so.
+    """
 
     name = "standard output"
 
@@ -88,12 +107,21 @@ class _Stdout:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        with naming(self.name):
+        with self._watched():
             return self._stream.write(text)
 
     def flush(self) -> None:
-        with naming(self.name):
+        with self._watched():
             self._stream.flush()
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            with naming(self.name):
+                yield
+        except BrokenPipeError:
+            self.give_up()
+            sys.exit(0)
 
     @staticmethod
     def give_up() -> None:

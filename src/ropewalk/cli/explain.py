@@ -9,13 +9,14 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ropewalk.cli.errors import UserError
-from ropewalk.cli.map_options import MapOptions, check_tokens, with_map_options
+from ropewalk.cli.map_options import MapOptions, with_map_options
 from ropewalk.cli.paths import path
+from ropewalk.cli.token_options import check_tokens, token_option
 from ropewalk.explanation import BandSummary, Explanation, explain, number
-from ropewalk.files import naming
+from ropewalk.files import shown
 from ropewalk.map_picture import PICTURE_SUFFIXES, draw
 
 # Bands printed at most; SELF by distance has one for each group size.
@@ -25,9 +26,9 @@ _ROWS = 8
 @with_map_options()
 def command(
     map_options: MapOptions,
-    length: Annotated[int, typer.Option(help="Tokens of the text.")],
+    length: Annotated[int, token_option(help="Tokens of the text.")],
     trained_window: Annotated[
-        int | None, typer.Option(help="Tokens that the model was trained on. \\[default: what the preset says]")
+        int | None, token_option(help="Tokens that the model was trained on. \\[default: what the preset says]")
     ] = None,
     picture: Annotated[
         Path | None, typer.Option(parser=path, metavar="FILE", help="Draw the map to this PNG or SVG file.")
@@ -50,8 +51,7 @@ def command(
     check_tokens("--length", length)
     explanation = explain(map_options.choose(length, trained_window), trained_window, length)
     if picture is not None:
-        with naming(picture):
-            draw(explanation, picture)
+        draw(explanation, picture)
     if as_json:
         drawn = {"picture": str(picture)} if picture is not None else {}
         print(json.dumps({**explanation.to_dict(), **drawn}, indent=2))
@@ -76,12 +76,14 @@ def _print(explanation: Explanation, picture: Path | None) -> None:
     console.print()
     console.print(explanation.advice)
     if picture is not None:
-        console.print(f"\nPicture: {picture}", soft_wrap=True)
+        console.print(f"\nPicture: {shown(picture)}", soft_wrap=True)
 
 
 def _bands(bands: tuple[BandSummary, ...]) -> Table:
     by_distance = all(band.first is not None for band in bands)
-    table = Table("distance m - n" if by_distance else "keys n of query m", "query m at", "key n at")
+    heads = ("distance m - n" if by_distance else "keys n of query m", "query m at", "key n at")
+    # On a narrow terminal nothing is cut off.
+    table = Table(*(Column(head, overflow="fold") for head in heads))
     hidden = len(bands) - _ROWS
     for index, band in enumerate(bands):
         if hidden > 0 and index == _ROWS // 2:

@@ -19,7 +19,6 @@ from rich.markup import escape
 
 from ropewalk.cli.errors import UserError
 from ropewalk.maps import MAPS, MapEntryPointError, PositionMap
-from ropewalk.maps.positions import UNBOUNDED
 from ropewalk.names import unknown
 from ropewalk.presets import Preset, read_preset
 
@@ -84,6 +83,7 @@ class MapOptions:
                 return replace(kind.for_length(length, trained_window), **parameters)
             missing = [name for name, field in own.items() if _is_needed(field) and name not in parameters]
             if missing:
+                _check_each(kind, parameters)
                 beyond = [name for name in missing if _types(kind)[name] is None]
                 hint = f"; no option can hold {' and '.join(beyond)}: make the map in Python" if beyond else ""
                 raise UserError(f"--map {kind.name} needs {', '.join(map(_option, missing))}{hint}")
@@ -135,16 +135,6 @@ def preset_option(preset: str | None) -> Preset | None:
         return None if preset is None else read_preset(preset)
     except ValueError as error:
         raise UserError(f"--preset: {error}") from error
-
-
-def check_tokens(option: str, value: int, at_least: int = 1) -> None:
-    """Refuses a number of tokens that no text has.
-
-    Raises:
-        UserError: `value` is below `at_least`, or past every length that positions are computed for.
-    """
-    if not at_least <= value <= UNBOUNDED:
-        raise UserError(f"{option} must be from {at_least} to {UNBOUNDED}, got {value}")
 
 
 def _kind(name: str) -> type[PositionMap]:
@@ -205,6 +195,29 @@ def _converted(kind: type[PositionMap], name: str, value: Any) -> Any:
         return _READERS[written](value)
     except (KeyError, ValueError):
         raise UserError(f"{_option(name)} of --map {kind.name} must be {_metavar(written)}, got {value!r}") from None
+
+
+def _check_each(kind: type[PositionMap], parameters: dict[str, Any]) -> None:
+    """Refuses a value that no map of this kind takes: to give the parameters that are missing would not help.
+
+    Raises:
+        ValueError: one of them.
+    """
+    try:
+        examples = kind.examples()
+    except (TypeError, ValueError):  # a package's map that has none
+        return
+    for name, value in parameters.items():
+        refused = None
+        for example in examples:
+            try:
+                replace(example, **{name: value})
+                break
+            except ValueError as error:
+                refused = error
+        else:
+            if refused is not None:
+                raise refused
 
 
 def _metavar(hint: Any) -> str:

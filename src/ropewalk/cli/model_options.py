@@ -14,6 +14,8 @@ import typer
 
 from ropewalk.cli.errors import UserError, did_you_mean
 from ropewalk.cli.map_options import MapOptions
+from ropewalk.cli.token_options import token_option
+from ropewalk.files import shown
 from ropewalk.integrations.transformers.models import Device, Dtype, LoadedModel, load
 from ropewalk.integrations.transformers.quiet import quiet
 from ropewalk.integrations.transformers.sources import ModelError, Source, find
@@ -52,7 +54,7 @@ DeviceOption = Annotated[
 ]
 TrainedWindowOption = Annotated[
     int | None,
-    typer.Option(
+    token_option(
         help="Tokens that the model was trained on. \\[default: what its preset or configuration says]",
         rich_help_panel=_PANEL,
     ),
@@ -118,7 +120,7 @@ def find_model(model: str | None) -> Source:
 
 def load_model(source: Source, dtype: str, device: str, trust_remote_code: bool, verbose: bool) -> LoadedModel:
     """Loads a model, with its errors as the user's; says on stderr that it takes a while."""
-    print(f"Loading {source.name} ...", file=sys.stderr, flush=True)
+    print(f"Loading {shown(source.name)} ...", file=sys.stderr, flush=True)
     try:
         return load(source, dtype, device, trust_remote_code, show_progress=verbose)  # type: ignore[arg-type]
     except ModelError as error:
@@ -222,12 +224,7 @@ def window_of(loaded: LoadedModel, given: int | None, preset: Preset | None = No
 @contextmanager
 def running(verbose: bool) -> Iterator[None]:
     """A command that runs a model: other packages' warnings and advice only if `verbose`; Ctrl-C ends it with exit
-    code 130.
-
-    Characters that the console's encoding lacks are written as escapes.
-    """
-    if (reconfigure := getattr(sys.stdout, "reconfigure", None)) is not None:
-        reconfigure(errors="backslashreplace")
+    code 130."""
     try:
         with nullcontext() if verbose else quiet():
             yield

@@ -10,6 +10,7 @@ import typer
 
 from ropewalk.cli.errors import UserError
 from ropewalk.cli.paths import path
+from ropewalk.files import shown
 
 _SUFFIX = ".html"
 
@@ -19,7 +20,11 @@ def command(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", parser=path, metavar="FILE", help="HTML page to write; beside it the same as Markdown."
+            "--output",
+            "-o",
+            parser=path,
+            metavar="FILE",
+            help="HTML page to write; beside it NAME.md, the same as Markdown, and its pictures.",
         ),
     ] = Path("report.html"),
 ) -> None:
@@ -36,4 +41,4 @@ def command(
     except ResultsError as error:
         raise UserError(str(error)) from error
     written, markdown = report.write(page, output)
-    print(f"{sum(len(run.rows) for run in runs)} rows: {written} and {markdown}")
+    print(f"{sum(len(run.rows) for run in runs)} rows: {shown(written)} and {shown(markdown)}")

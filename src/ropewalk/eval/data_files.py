@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from ropewalk.eval.messages import first_problem, in_one_line
+from ropewalk.files import read_bytes
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ def read(data_dir: Path | None, name: str, repository: str, file: str) -> bytes:
 def read_file(path: Path, otherwise: str) -> bytes:
     """Raises DataError: there is no such file, or it cannot be read; `otherwise` says what to do then."""
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror}): {otherwise}") from error
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
-from collections import ChainMap
-from collections.abc import Iterable, Mapping
+from collections import ChainMap, Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from ropewalk.eval.scalings import SCALINGS, RopeScaling
 from ropewalk.maps import MAPS, PositionMap
 from ropewalk.maps.query_scaling import QueryScaling, QueryScalingKind
-from ropewalk.names import unknown
+from ropewalk.names import did_you_mean, unknown
 from ropewalk.presets import Preset, SlidingWindowChoice, check_sliding_window
 
 if TYPE_CHECKING:
@@ -129,14 +129,15 @@ def parse_all(texts: Iterable[str], longest: int, trained_window: int) -> list[M
 
 
 def _method(name: str, parameters: dict[str, Any], longest: int, trained_window: int) -> Method:
-    if name == UNMODIFIED and not parameters:
-        return Method(UNMODIFIED)
-    if name not in CHANGES:
+    if name != UNMODIFIED and name not in CHANGES:
         raise ValueError(unknown("method", name, [UNMODIFIED, *CHANGES]))
-    kind = CHANGES[name]
-    own = {field.name for field in dataclasses.fields(kind)}
-    how = _HOW.keys() - own if issubclass(kind, PositionMap) else set()
+    kind = CHANGES[name] if name != UNMODIFIED else None
+    own = dataclasses.fields(kind) if kind else ()
+    how = _HOW.keys() - {field.name for field in own} if kind and issubclass(kind, PositionMap) else set()
     shape = {key: value for key, value in parameters.items() if key not in how}
+    _check_names(name, own, parameters, how)
+    if kind is None:
+        return Method(UNMODIFIED)
     try:
         change = kind(**shape) if shape else kind.for_length(longest, trained_window)
         if not isinstance(change, PositionMap):
@@ -158,6 +159,21 @@ def _of_map(
     return Method(_name_of(position_map, told), position_map, sliding_window, query_scaling)
 
 
+def _check_names(
+    name: str, known: Sequence[dataclasses.Field[Any]], given: dict[str, Any], more: Collection[str]
+) -> None:
+    """Raises ValueError: a parameter is not of this method or one `more`, or one that it needs is missing."""
+    names, written = [*(field.name for field in known), *sorted(more)], _written(name, given)
+    for one in given:
+        if one not in names:
+            those = f"Its parameters are {', '.join(names)}" if names else "It has none"
+            raise ValueError(f"method {written}: there is no parameter {one!r}.{did_you_mean(one, names)} {those}")
+    needed = [field.name for field in known if dataclasses.MISSING is field.default is field.default_factory]
+    missing = [one for one in needed if one not in given]
+    if missing and given.keys() - more:
+        raise ValueError(f"method {written}: it needs {' and '.join(missing)} too, or no parameter at all")
+
+
 def _name_of(change: Change, how: Mapping[str, Any] | None = None) -> str:
     parameters = dataclasses.asdict(change)
     if not parameters.get("start"):
@@ -172,13 +188,19 @@ def _written(name: str, parameters: dict[str, Any]) -> str:
 def _taken_apart(text: str) -> tuple[str, dict[str, list[Any]]]:
     """A name, and the values of each of its parameters, which are literals: nothing is executed."""
     found = re.fullmatch(r"([a-z][a-z0-9-]*)(?:\((.*)\))?", text.strip())
+    parameters = None
     if found:
         try:
             call = ast.parse(f"f({found[2] or ''})", mode="eval").body
             if isinstance(call, ast.Call) and not call.args and all(word.arg for word in call.keywords):
-                return found[1], {str(word.arg): _values(word.value) for word in call.keywords}
+                parameters = [(str(word.arg), _values(word.value)) for word in call.keywords]
         except (SyntaxError, ValueError):
             pass
+    if found and parameters is not None:
+        twice = [name for name, count in Counter(name for name, _ in parameters).items() if count > 1]
+        if twice:
+            raise ValueError(f"{text!r} gives {' and '.join(twice)} more than once: write a set such as {{4, 8}}")
+        return found[1], dict(parameters)
     raise ValueError(
         "a method is a name, or a name with parameters such as selfextend(group_size=8, window=1024), each of which "
         f"may be a set of values such as {{4, 8}}: got {text!r}"

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -35,11 +34,18 @@ from pydantic import (
 
 from ropewalk.eval.messages import first_problem
 from ropewalk.eval.share import ALL, Share, release
-from ropewalk.files import naming, read_bytes
+from ropewalk.eval.tasks import TASKS
+from ropewalk.files import naming, read_bytes, replacing
+from ropewalk.maps.numbers import UNBOUNDED
 
 _CONFIG, _ROWS, _FACTS = "config.json", "results*.jsonl", "facts-*.json"
 
 _Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_Tokens = Annotated[int, Field(ge=0, le=UNBOUNDED)]
+# Nothing measured comes near; the fourth power of what is less, as in the variance of a variance, is a float.
+_LARGEST = 1e50
+_LARGEST_LOG = 700  # its exponential is a float
+_Number = Annotated[FiniteFloat, Field(ge=-_LARGEST, le=_LARGEST)]
 
 
 class ResultsError(ValueError):
@@ -47,8 +53,7 @@ class ResultsError(ValueError):
 
 
 class _Record(BaseModel):
-    # Scores may be infinite, as a perplexity is that is too large for a float.
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 _R = TypeVar("_R", bound=_Record)
@@ -62,6 +67,8 @@ class Origin(_Record):
         version: of the task; another one may have other prompts or another metric.
         model: its name.
         model_hash: of the weights; empty where they have none, as the dummy's.
+        config_hash, tokenizer_hash: of the files beside the weights; empty where there are none, None where that was
+            not recorded.
         seed: of everything random.
     """
 
@@ -69,6 +76,8 @@ class Origin(_Record):
     version: int
     model: str
     model_hash: str
+    config_hash: str | None = None
+    tokenizer_hash: str | None = None
     seed: int
 
 
@@ -83,7 +92,7 @@ class Config(Origin):
 
     settings: dict[str, Any]
     methods: tuple[str, ...]
-    trained_window: _Whole | None = None
+    trained_window: _Tokens | None = None
 
 
 class Facts(Origin):
@@ -99,10 +108,10 @@ class Facts(Origin):
     commit: str
     versions: dict[str, str]
 
-    @cached_property
+    @property
     def name(self) -> str:
         """The same for the same facts, and for no others."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
+        return _name_of(self.model_dump(mode="json"))
 
 
 class Row(_Record):
@@ -122,12 +131,12 @@ class Row(_Record):
 
     method: str
     example: str
-    cell: dict[str, _Whole | FiniteFloat | str]
-    prompt_tokens: _Whole | None = None
+    cell: dict[str, _Whole | _Number | str]
+    prompt_tokens: _Tokens | None = None
     target: str | None = None
     output: str | None = None
-    scores: dict[str, float] = {}
-    seconds: FiniteFloat
+    scores: dict[str, _Number] = {}
+    seconds: Annotated[_Number, Field(ge=0)]
     error: str | None = None
     facts: Facts
 
@@ -217,7 +226,7 @@ class Results:
         elif rows:
             raise ResultsError(f"{self._folder} holds {rows[0].name} without a {_CONFIG}: name another folder")
         else:
-            _write_whole(path, config, self.share)
+            _write(path, config)
         self._cut_half_a_line()
         there = _read(self._folder, config)
         self.done, self.damaged = {row.key for row in there.rows if row.error is None}, there.damaged
@@ -236,7 +245,7 @@ class Results:
         """Writes a row; it is on the disk when this returns."""
         facts = row.facts.name
         if facts not in self._written:
-            _write_whole(self._folder / f"facts-{facts}.json", row.facts, self.share)
+            _write(self._folder / f"facts-{facts}.json", row.facts)
             self._written.add(facts)
         with naming(self._rows), self._rows.open("a", encoding="utf-8") as file:
             file.write(row.model_dump_json(exclude_defaults=True) + "\n")
@@ -248,7 +257,7 @@ class Results:
     def _cut_half_a_line(self) -> None:
         """What a killed process was writing."""
         if self._rows.exists():
-            written = self._rows.read_bytes()
+            written = read_bytes(self._rows)
             whole = written[: written.rfind(b"\n") + 1]
             if len(whole) < len(written):
                 with self._rows.open("r+b") as file:
@@ -271,7 +280,7 @@ def read_config(folder: Path) -> Config:
 
 
 def _read(folder: Path, config: Config) -> Run:
-    known = {path.stem.removeprefix("facts-"): _record(path, Facts) for path in sorted(folder.glob(_FACTS))}
+    known = {path.stem.removeprefix("facts-"): _facts(path) for path in sorted(folder.glob(_FACTS))}
     latest: dict[tuple[str, str], Row] = {}
     damaged = []
     for path in sorted(folder.glob(_ROWS)):
@@ -279,18 +288,56 @@ def _read(folder: Path, config: Config) -> Run:
         for number, line in enumerate(read_bytes(path).split(b"\n")[:-1], start=1):
             try:
                 row = Row.model_validate_json(line, context=known)
+                problem = _no_score(row)
             except ValidationError as error:
-                damaged.append(f"{path.name}, line {number}, is no row: {first_problem(error)}")
-                continue
+                problem = first_problem(error)
             except KeyError as error:
                 raise ResultsError(
                     f"{path}, line {number}, needs facts-{error.args[0]}.json, which is not there: put it back, or "
                     "move the line elsewhere, and its example is asked again"
                 ) from None
-            _check_of(row.facts, config, f"{path}, line {number},")
+            if problem:
+                damaged.append(f"{path.name}, line {number}, is no row: {problem}")
+                continue
+            config = _of(row.facts, config, f"{path}, line {number},")
             if row.error is None or row.key not in latest or latest[row.key].error is not None:
                 latest[row.key] = row
     return Run(str(folder), config, tuple(latest.values()), tuple(damaged))
+
+
+def _no_score(row: Row) -> str:
+    """Which score is none that the row's task gives, and why; empty where each is one."""
+    known = TASKS[row.facts.task].metrics if row.facts.task in TASKS else {}
+    for name, metric in known.items():
+        if metric.pooled is None:
+            if not 0 <= row.scores.get(name, 0) <= 1:
+                return f"scores.{name}: Input should be from 0 to 1"
+            continue
+        above, below = metric.pooled
+        for one, value in row.scores.items():
+            # Also those of a part, such as "nll_1024".
+            part = one.removeprefix(above)
+            count = row.scores.get(below + part)
+            if one.startswith(above) and count is not None and not (count >= 1 and 0 <= value <= _LARGEST_LOG * count):
+                return (
+                    f"scores.{one}: Input should be from 0 to {_LARGEST_LOG} times {below + part}, which is 1 or more"
+                )
+    return ""
+
+
+def _facts(path: Path) -> Facts:
+    """Raises ResultsError: they cannot be read, or are not those that rows name."""
+    facts = _record(path, Facts)
+    # By what is written, as earlier versions had another order.
+    if path.stem != (name := f"facts-{_name_of(json.loads(read_bytes(path)))}"):
+        raise ResultsError(f"{path} was changed or renamed: what it holds is called {name}.json; put the old file back")
+    return facts
+
+
+def _name_of(facts: dict[str, Any]) -> str:
+    """What was not recorded changes no name."""
+    said = {name: its for name, its in facts.items() if its is not None}
+    return hashlib.sha256(json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()[:8]
 
 
 def _record(path: Path, kind: type[_R]) -> _R:
@@ -300,31 +347,40 @@ def _record(path: Path, kind: type[_R]) -> _R:
         raise ResultsError(f"{path} cannot be read: {first_problem(error)}") from error
 
 
-def _write_whole(path: Path, record: _Record, share: Share) -> None:
-    """Whole or not at all, whenever the process is killed."""
-    temporary = path.with_suffix(f".tmp{share.index}")
-    with naming(temporary):
-        temporary.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+def _write(path: Path, record: _Record) -> None:
+    with replacing(path) as unfinished:
+        unfinished.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def known_to_differ(old: Any, new: Any, name: str) -> bool:
+    """Whether two configurations or facts are known to differ in this: what was not recorded is held against none."""
+    its, others = getattr(old, name), getattr(new, name)
+    return bool(its != others and None not in (its, others))
 
 
 def _check_same(started: Config, wanted: Config, folder: Path) -> None:
     for name in Config.model_fields:
-        old, new = getattr(started, name), getattr(wanted, name)
-        # What was not recorded cannot be held against a run.
-        if old != new and not (name == "trained_window" and None in (old, new)):
+        if known_to_differ(started, wanted, name):
+            old, new = getattr(started, name), getattr(wanted, name)
             raise ResultsError(
                 f"{folder} was started with {name} {json.dumps(old)}, not {json.dumps(new)}: "
                 "go on with what it was started with, or name another folder"
             )
 
 
-def _check_of(facts: Facts, config: Config, where: str) -> None:
-    """Raises ResultsError: the row is of something else than the folder."""
+def _of(facts: Facts, config: Config, where: str) -> Config:
+    """The configuration, with what the row knows of it and it does not itself.
+
+    Raises:
+        ResultsError: the row is of something else than the folder.
+    """
     for name in Origin.model_fields:
         its, ours = getattr(facts, name), getattr(config, name)
-        if its != ours:
+        if known_to_differ(facts, config, name):
             raise ResultsError(
                 f"{where} is of {name.replace('_', ' ')} {json.dumps(its)}, and the folder of {json.dumps(ours)}: "
                 "move it to a folder of its own"
             )
+        if ours is None and its is not None:
+            config = config.model_copy(update={name: its})
+    return config

@@ -6,10 +6,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from traceback import clear_frames
 from typing import Any
+
+from pydantic import ValidationError
 
 from ropewalk.eval.commit import commit_of
 from ropewalk.eval.messages import in_one_line
@@ -62,8 +65,9 @@ def facts_of(task: Task, subject: Subject, seed: int) -> Facts:
 
 
 def _origin(task: Task, subject: Subject, seed: int) -> dict[str, Any]:
-    return {"task": task.name, "version": task.version, "model": subject.name, "model_hash": subject.weights_hash,
-            "seed": seed}  # fmt: skip
+    weights, config, tokenizer = subject.hashes
+    return {"task": task.name, "version": task.version, "model": subject.name, "model_hash": weights,
+            "config_hash": config, "tokenizer_hash": tokenizer, "seed": seed}  # fmt: skip
 
 
 def run(
@@ -123,15 +127,11 @@ def _rows(task: Task, method: Method, examples: Sequence[Example], subject: Subj
     # Of what failed there is nothing but the error.
     known: list[dict[str, Any]] = [{}] * len(examples) if outcomes is None else [*map(vars, outcomes)]
     for example, its in zip(examples, known, strict=True):
-        yield Row(
-            method=method.name,
-            example=example.name,
-            cell=example.cell,
-            seconds=seconds,
-            error=problem,
-            facts=facts,
-            **its,
-        )
+        row = partial(Row, method=method.name, example=example.name, cell=example.cell, seconds=seconds, facts=facts)
+        try:
+            yield row(error=problem, **its)
+        except ValidationError as error:  # such as a score that is no number
+            yield row(error=_recorded(error))
 
 
 def _recorded(error: Exception) -> str:

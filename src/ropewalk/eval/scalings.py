@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 if TYPE_CHECKING:
     from ropewalk.integrations.transformers.rope_scaling import ScalingKind
+
+# Trained windows: past so many, frequencies are too slow for the measurement that says whether a model rotates by them.
+_LARGEST = 1024
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class RopeScaling:
     """Other rotary frequencies, by transformers' own rope parameters.
 
     Args:
-        factor: how many times the trained window the text may be long, as rope parameters have it; 1 or more.
+        factor: how many times the trained window the text may be long, as rope parameters have it; from 1 to 1024.
     """
 
     name: ClassVar[ScalingKind]
@@ -24,8 +26,8 @@ class RopeScaling:
 
     def __post_init__(self) -> None:
         number = isinstance(self.factor, int | float) and not isinstance(self.factor, bool)
-        if not (number and 1 <= self.factor < math.inf):
-            raise ValueError(f"factor of {self.name} must be a number of 1 or more, got {self.factor!r}")
+        if not (number and 1 <= self.factor <= _LARGEST):
+            raise ValueError(f"factor of {self.name} must be a number from 1 to {_LARGEST}, got {self.factor!r}")
         object.__setattr__(self, "factor", float(self.factor))
 
     @classmethod

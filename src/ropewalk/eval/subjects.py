@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from ropewalk.eval.methods import Method
@@ -49,6 +50,23 @@ class Passage:
     first: int
 
 
+class Hashes(NamedTuple):
+    """What tells a model from others that are called the same.
+
+    Attributes:
+        weights: SHA-256 of their files, or the hub's commit.
+        config, tokenizer: SHA-256 of those files of a folder; empty where they are part of what `weights` is of, as in
+            a GGUF file and on the hub.
+    """
+
+    weights: str = ""
+    config: str = ""
+    tokenizer: str = ""
+
+
+_NONE = Hashes()
+
+
 @dataclass(frozen=True)
 class Model:
     """A transformers model.
@@ -60,7 +78,7 @@ class Model:
 
     loaded: LoadedModel
     trained_window: int
-    weights_hash: str
+    hashes: Hashes
     batch_size: int = 1
     chunk: int = 2048
 
@@ -142,7 +160,7 @@ class Dummy:
 
     reply: Callable[[Sequence[int]], str] = lambda token_ids: "12345"
     name: str = DUMMY
-    weights_hash: str = ""
+    hashes: Hashes = _NONE
     dtype: str = "none"
     device: str = "none"
     batch_size: int = 1
@@ -180,16 +198,42 @@ def _without_plans() -> AbstractContextManager[None]:
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
-def weights_hash(loaded: LoadedModel) -> str:
-    """What tells these weights from others: SHA-256 of their files, or the hub's commit."""
+# Of a model's folder, beside its weights. Files are looked at, not what transformers makes of them: that is another
+# from release to release, and a run may go on under a later one.
+_CONFIG_FILES = ("config.json", "generation_config.json", "adapter_config.json", "*.py")
+_TOKENIZER_FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken"),
+    *("chat_template*", "additional_chat_templates/*"),
+)
+
+
+def hashes_of(loaded: LoadedModel) -> Hashes:
+    """Of a model's files, or of the hub's commit."""
     source = loaded.source
     folder = Path(source.location)
     if not folder.is_dir():
-        return str(getattr(loaded.model.config, "_commit_hash", None) or "")
-    paths = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+        return Hashes(str(getattr(loaded.model.config, "_commit_hash", None) or ""))
+    if source.gguf_file is not None:
+        return Hashes(_sha256([folder / source.gguf_file]))
+    weights = _sha256([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    return Hashes(weights, _of_settings(folder, _CONFIG_FILES), _of_settings(folder, _TOKENIZER_FILES))
+
+
+def _sha256(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(paths) if source.gguf_file is None else [folder / source.gguf_file]:
+    for path in sorted(paths):
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
+    return digest.hexdigest()
+
+
+def _of_settings(folder: Path, patterns: Sequence[str]) -> str:
+    """Of files with their names; of a configuration without the names and versions in it."""
+    from ropewalk.integrations.transformers.fingerprint import of_settings
+
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
+        its = of_settings(json.loads(path.read_bytes())) if path.name.endswith("config.json") else _sha256([path])
+        digest.update(f"{path.relative_to(folder).as_posix()} {its}\n".encode())
     return digest.hexdigest()

@@ -81,10 +81,13 @@ def test_methods_of_two_folders_are_put_together():
     [
         ({"settings": SETTINGS | {"digits": 9}}, "The folders differ in digits:"),
         ({"model": "other", "model_hash": "g"}, "The folders differ in model, model hash:"),
+        ({"config_hash": "d"}, "The folders differ in config hash:"),
+        ({"tokenizer_hash": "u"}, "The folders differ in tokenizer hash:"),
     ],
 )
 def test_folders_that_differ_are_not_compared(change, notice):
-    one, other = full(("unmodified",), "a"), full((SELFEXTEND,), "b", **change)
+    hashes = {"config_hash": "c", "tokenizer_hash": "t"}
+    one, other = full(("unmodified",), "a", **hashes), full((SELFEXTEND,), "b", **hashes | change)
     series = together([one, other])
     assert baseline(series[1], series) is None
     found_notices = notices([one, other], series)

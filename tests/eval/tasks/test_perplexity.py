@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from ropewalk.data import alice
 from ropewalk.eval.data_files import DataError
-from ropewalk.eval.subjects import Dummy, Model
+from ropewalk.eval.subjects import Dummy, Hashes, Model
 from ropewalk.eval.tasks.perplexity import Perplexity, all_windows, some_windows
 from ropewalk.integrations.transformers.models import LoadedModel
 from ropewalk.integrations.transformers.sources import Source
@@ -214,7 +214,7 @@ def test_on_a_model(mode):
             return {"input_ids": [1 + len(word) % 90 for word in text.split()]}
 
     model = tiny_model("llama")
-    subject = Model(LoadedModel(Source("tiny", ""), model, Words()), 64, "", chunk=10)
+    subject = Model(LoadedModel(Source("tiny", ""), model, Words()), 64, Hashes(), chunk=10)
     one = task(text="alice", mode=mode, windows=1, lengths=(40,))
     [outcome] = run(one, subject)
     ids = torch.tensor([Words()(alice())["input_ids"][:40]])

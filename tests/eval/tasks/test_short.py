@@ -18,7 +18,7 @@ from ropewalk.eval.data_files import DataError
 from ropewalk.eval.methods import Method, parse
 from ropewalk.eval.results import Results, read
 from ropewalk.eval.runner import config_of, facts_of, run
-from ropewalk.eval.subjects import Dummy, Model
+from ropewalk.eval.subjects import Dummy, Hashes, Model
 from ropewalk.eval.tasks.short import BENCHMARKS, Short
 from ropewalk.integrations.transformers import models, sources
 from ropewalk.testing.saved import save_tiny_model, tiny_tokenizer
@@ -75,7 +75,7 @@ def tiny(tmp_path_factory):
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = "<unk>"  # number 1
     tokenizer.save_pretrained(folder)
-    return Model(models.load(sources.find(str(folder)), dtype="float32", device="cpu"), 2048, "hash")
+    return Model(models.load(sources.find(str(folder)), dtype="float32", device="cpu"), 2048, Hashes("hash"))
 
 
 def task(data, *names, **settings):

@@ -10,15 +10,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from signal import SIGTERM
+from contextlib import ExitStack, suppress
+from signal import Signals
 from tempfile import TemporaryFile
 
+from ropewalk.cli.errors import UserError
 from ropewalk.eval.share import Share
 
 _POLL_SECONDS, _GRACE_SECONDS = 0.2, 5
+# Set for the processes that `launch` starts. Their standard input is a pipe which it holds and never writes to, so that
+# they see it end, however it does.
+_LAUNCHED = "ROPEWALK_LAUNCHED"
+_STOPPED = 130
 # Exit code of a process that asked all its examples, and every one failed: no reason to end the others.
 ALL_FAILED = 3
 
@@ -27,6 +33,9 @@ def share() -> Share | None:
     """What this process does of a run that it shares; None if no launcher started it."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return None
+    if _LAUNCHED in os.environ:
+        threading.Thread(target=_end_with_launcher, args=[os.dup(0)], daemon=True).start()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     return Share(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
@@ -51,44 +60,73 @@ def launch(processes: int) -> int:
     """Runs this very command in so many processes, and returns the exit code of the first that failed, or 0.
 
     They share nothing but the folder of results, so none waits for another. If one fails, the others are ended: the
-    same command goes on from what they wrote. What others than the first say on stderr is shown where the first has no
-    fault of its own: one error at a time.
+    same command goes on from what they wrote. If this process ends, in whatever way, so do they. What others than the
+    first say on stderr is shown where the first has no fault of its own: one error at a time.
+
+    Raises:
+        UserError: one was killed.
     """
     # Processes on a CPU would each take all of its cores.
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+    running: list[subprocess.Popen[bytes]] = []
     with ExitStack() as stack:
-        running = []
-        for rank in range(processes):
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-            errors = stack.enter_context(TemporaryFile("w+")) if rank else None
-            command = [sys.executable, "-m", "ropewalk", *sys.argv[1:]]
-            one = subprocess.Popen(command, env={**threads, **os.environ, **place}, stderr=errors)
-            running.append((one, errors))
+        # Of the first there are none: it says them itself.
+        errors = [stack.enter_context(TemporaryFile("w+")) for _ in range(1, processes)]
         try:
-            code = _first_failure([one for one, _ in running])
+            for rank in range(processes):
+                place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), _LAUNCHED: "1"}
+                command = [sys.executable, "-m", "ropewalk", *sys.argv[1:]]
+                env, stderr = {**threads, **os.environ, **place}, errors[rank - 1] if rank else None
+                running.append(subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stderr=stderr))
+            code = _first_failure(running)
         except KeyboardInterrupt:
-            # It has reached all of them.
-            code = 130
-        if code not in (0, 130, ALL_FAILED):
-            _end([one for one, _ in running])
-        for one, _ in running:
-            one.wait()
-        if code not in (0, ALL_FAILED) and running[0][0].returncode in (0, -SIGTERM):
-            for one, errors in running:
-                if errors is not None and one.returncode == code:
-                    errors.seek(0)
-                    sys.stderr.write(errors.read())
-                    break
+            # From a terminal it has reached all of them.
+            code = _STOPPED
+        codes = _end(running, 0 if code < 0 else _GRACE_SECONDS)
+        if code < 0:
+            raise UserError(_killed(Share(codes.index(code), processes), -code))
+        if code not in (0, ALL_FAILED) and codes[0] in (0, None):
+            told = [file for its, file in zip(codes[1:], errors, strict=False) if its == code]
+            for file in told[:1]:
+                file.seek(0)
+                sys.stderr.write(file.read())
+            if code == _STOPPED and not told:
+                print("\nstopped", file=sys.stderr)
     return code
 
 
-def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Those that do not end by themselves: what stops one often stops all, and each should say so itself."""
-    deadline = time.monotonic() + _GRACE_SECONDS
-    while any(one.poll() is None for one in running) and time.monotonic() < deadline:
-        time.sleep(_POLL_SECONDS)
+def _killed(share: Share, number: int) -> str:
+    try:
+        name = f", {Signals(number).name}"
+    except ValueError:  # a system has more than Python has names for
+        name = ""
+    why = "; a system without memory does that" if name == ", SIGKILL" else ""
+    return f"{share} was killed (signal {number}{name}{why}): rows that were written stay, and the same command goes on"
+
+
+def _end(running: Sequence[subprocess.Popen[bytes]], grace: float) -> list[int | None]:
+    """Ends those that do not end by themselves within so many seconds: what stops one often stops all, and each should
+    say so itself.
+
+    Returns:
+        The exit codes of those that did.
+    """
+    with suppress(KeyboardInterrupt):  # who says so again does not want to wait
+        deadline = time.monotonic() + grace
+        while any(one.poll() is None for one in running) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+    codes = [one.poll() for one in running]
     for one in running:
-        one.terminate()
+        one.kill()
+        one.communicate()
+    return codes
+
+
+def _end_with_launcher(pipe: int) -> None:
+    """Waits for the end of the process at the other end of a pipe, and ends this one; its rows are on the disk."""
+    while os.read(pipe, 1):
+        pass
+    os._exit(_STOPPED)
 
 
 def _first_failure(running: Sequence[subprocess.Popen[bytes]]) -> int:

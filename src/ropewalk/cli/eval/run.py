@@ -28,8 +28,9 @@ from ropewalk.cli.model_options import (
 )
 from ropewalk.cli.paths import path
 from ropewalk.cli.progress import progress
+from ropewalk.cli.token_options import check_tokens, token_option
 from ropewalk.eval.share import ALL, Share
-from ropewalk.files import printable
+from ropewalk.files import printable, shown
 
 if TYPE_CHECKING:
     from ropewalk.eval.runner import Counts, OnRow
@@ -42,7 +43,10 @@ _TOLD = 5
 # Where all texts fit the trained window, a map without parameters is chosen for texts of so many: the paper's 16k for a
 # model trained on 4k.
 _TIMES = 4
-_option = functools.partial(typer.Option, rich_help_panel="Run")
+# Past these a number is a slip: a batch or a limit of more, processes on one machine. Seeds are those of every library.
+_MANY, _MOST_PROCESSES, _SEEDS = 1_000_000, 1024, 1 << 32
+_PANEL = "Run"
+_option = functools.partial(typer.Option, rich_help_panel=_PANEL)
 
 
 @dataclass(frozen=True)
@@ -69,15 +73,19 @@ class RunOptions:
             "window goes for all methods, and without --method it is compared with unmodified alone.",
         ),
     ] = None
-    limit: Annotated[int | None, _option(min=1, help="Examples of each method, spread over all.")] = None
-    seed: Annotated[int, _option(help="Of everything random.")] = 0
-    batch_size: Annotated[int, _option(min=1, help="Prompts or passages that are asked together.")] = 1
+    limit: Annotated[int | None, _option(min=1, max=_MANY, help="Examples of each method, spread over all.")] = None
+    seed: Annotated[int, _option(min=0, max=_SEEDS - 1, help="Of everything random.")] = 0
+    batch_size: Annotated[int, _option(min=1, max=_MANY, help="Prompts or passages that are asked together.")] = 1
     chunk: Annotated[
         int,
-        _option(min=1, help="Tokens of each text read in one pass: more are faster on a GPU, fewer need less memory."),
+        token_option(
+            help="Tokens of each text read in one pass: more are faster on a GPU, fewer need less memory.",
+            rich_help_panel=_PANEL,
+        ),
     ] = 2048
     processes: Annotated[
-        int | None, _option(min=1, help="Processes that share the examples. \\[default: one a GPU]")
+        int | None,
+        _option(min=1, max=_MOST_PROCESSES, help="Processes that share the examples. \\[default: one a GPU]"),
     ] = None
     model: ModelOption = None
     trained_window: TrainedWindowOption = None
@@ -101,6 +109,9 @@ def evaluate(task: Task, run: RunOptions) -> None:
 
     model_options.check(run.dtype, run.device)
     preset = preset_option(run.preset)
+    check_tokens("--chunk", run.chunk)
+    if run.trained_window is not None:
+        check_tokens("--trained-window", run.trained_window)
     if run.output.exists() and not run.output.is_dir():
         raise UserError(f"--output must be a folder, and {str(run.output)!r} is none")
     try:
@@ -130,7 +141,7 @@ def evaluate(task: Task, run: RunOptions) -> None:
 
 def _loader(run: RunOptions, preset: Preset | None) -> Callable[[], tuple[Subject, int]]:
     """What loads the model, which is known to exist, and says its trained window."""
-    from ropewalk.eval.subjects import Dummy, Model, weights_hash
+    from ropewalk.eval.subjects import Dummy, Model, hashes_of
 
     if run.model == "dummy":
         return lambda: (
@@ -142,7 +153,7 @@ def _loader(run: RunOptions, preset: Preset | None) -> Callable[[], tuple[Subjec
     def load() -> tuple[Subject, int]:
         loaded = model_options.load_model(source, run.dtype, run.device, run.trust_remote_code, run.verbose)
         window = model_options.window_of(loaded, run.trained_window, preset)
-        return Model(loaded, window, weights_hash(loaded), run.batch_size, run.chunk), window
+        return Model(loaded, window, hashes_of(loaded), run.batch_size, run.chunk), window
 
     return load
 
@@ -173,7 +184,7 @@ def _say(counts: Counts, output: Path, share: Share) -> None:
     before = f"{counts.done_before} were there already, " if counts.done_before else ""
     failed = f", {counts.failed} failed (run the same again to try those)" if counts.failed else ""
     # In one piece, as several processes may write at a time.
-    print(f"{_place(share)}{before}{counts.done} examples done{failed}: {output}\n", end="")
+    print(f"{_place(share)}{before}{counts.done} examples done{failed}: {shown(output)}\n", end="")
 
 
 def _place(share: Share) -> str:

@@ -16,6 +16,7 @@ from rich.markup import escape
 from ropewalk.cli import model_options
 from ropewalk.cli.errors import UserError
 from ropewalk.cli.eval.run import RunOptions, evaluate
+from ropewalk.cli.paths import path
 from ropewalk.eval.tasks.base import Task
 from ropewalk.eval.tasks.settings import OURS, written
 
@@ -63,17 +64,19 @@ def task_of(kind: type[Task], settings: dict[str, Any]) -> Task:
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     """With the task's own default, as text; of a switch as it is."""
     switch = field.annotation is bool
+    is_path = Path in get_args(field.annotation)
     option = f"--{name.replace('_', '-')}"
     info = typer.Option(
         f"{option}/--no-{option[2:]}" if switch else option,
         help=escape(field.description or ""),
         metavar=None if switch else _metavar(field.annotation),
+        parser=path if is_path else None,
     )
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=field.default if switch or field.default is None else written(field.default) or None,
-        annotation=Annotated[bool if switch else str | None, info],
+        annotation=Annotated[bool if switch else Path | None if is_path else str | None, info],
     )
 
 

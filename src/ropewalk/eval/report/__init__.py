@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import base64
+import errno
 import html
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import zip_longest
@@ -22,7 +25,7 @@ from ropewalk.eval.report.series import shown, together
 from ropewalk.eval.report.tables import Cell, Table, failure_table, made_table
 from ropewalk.eval.results import ResultsError, Run, read
 from ropewalk.eval.tasks import TASKS, About, about
-from ropewalk.files import naming
+from ropewalk.files import read_bytes, replacing
 
 __all__ = ["Report", "Section", "build", "read", "to_html", "to_markdown", "write"]
 
@@ -30,6 +33,8 @@ METHODS = (
     "A method is a way to run the same model: unmodified is the model as it is, every other name is a change of its "
     "tokens' positions, or of how many of them it sees, with its parameters. No weight is changed by any."
 )
+# The last line of a page in Markdown; one without it is somebody else's.
+_SIGNED = "Made by ropewalk {version} from the rows of these folders alone."
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ def _paragraphs(report: Report, pictures: str) -> Iterator[str]:
     yield "## How it was made"
     for table in report.made:
         yield from markdown_table(table)
-    yield f"Made by ropewalk {escaped(report.version)} from the rows of these folders alone."
+    yield _SIGNED.format(version=escaped(report.version))
 
 
 def markdown_table(table: Table) -> Iterator[str]:
@@ -155,7 +160,10 @@ def escaped(text: str) -> str:
 
 
 def write(report: Report, page: Path) -> tuple[Path, Path]:
-    """Writes DIR/NAME.html, DIR/NAME.md and the pictures of the latter, DIR/NAME_files/*.svg.
+    """Writes DIR/NAME.html, DIR/NAME.md and the pictures of the latter, DIR/NAME_files/*.svg: all or none.
+
+    Only the first is a name that somebody chose: in place of the others nothing is written but what this has made, and
+    not where a symbolic link leads.
 
     Returns:
         The two pages.
@@ -165,10 +173,24 @@ def write(report: Report, page: Path) -> tuple[Path, Path]:
     """
     pictures, markdown = page.with_name(f"{page.stem}_files"), page.with_suffix(".md")
     drawn = [picture for section in report.sections for figure in section.figures for picture in figure.pictures]
-    files = {page: to_html(report).encode(), markdown: to_markdown(report, quote(pictures.name)).encode()}
+    files = {page: to_html(report).encode(), markdown: to_markdown(report, quote(os.fsencode(pictures.name))).encode()}
     files |= {pictures / f"{picture.name}.svg": picture.svg for picture in drawn}
-    for path, written in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with naming(path):
-            path.write_bytes(written)
+    _check_ours(markdown, pictures, files)
+    with ExitStack() as stack:
+        for path, written in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(replacing(path)).write_bytes(written)
     return page, markdown
+
+
+def _check_ours(markdown: Path, pictures: Path, files: Iterable[Path]) -> None:
+    """Raises OSError: something is in the way of what is named after the page."""
+    is_ours = False
+    for path in (markdown, pictures, *(path for path in files if path.parent == pictures)):
+        if path.is_symlink():
+            raise OSError(errno.EEXIST, "is a symbolic link, which is not followed: name another page", str(path))
+        if path == markdown and path.exists():
+            last = read_bytes(path).rstrip().rpartition(b"\n")[2].decode(errors="replace")
+            is_ours = last.startswith(_SIGNED.partition("{")[0]) and last.endswith(_SIGNED.rpartition("}")[2])
+        if path != pictures and path.exists() and not is_ours:
+            raise OSError(errno.EEXIST, "is there and was not made by ropewalk report: name another page", str(path))

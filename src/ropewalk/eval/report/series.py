@@ -14,7 +14,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from ropewalk.eval.methods import UNMODIFIED, Change, parse
-from ropewalk.eval.results import Row, Run
+from ropewalk.eval.results import Row, Run, known_to_differ
 from ropewalk.eval.tasks import about
 from ropewalk.files import printable
 
@@ -113,11 +113,9 @@ def baseline(one: Series, series: Sequence[Series]) -> Series | None:
 def differences(one: Run, other: Run) -> list[str]:
     """In what is asked, but for methods; a setting by its own name."""
     old, new = one.config, other.config
-    names = [name for name in ("model", "model_hash", "version", "seed") if getattr(old, name) != getattr(new, name)]
+    compared = ("model", "model_hash", "config_hash", "tokenizer_hash", "version", "seed", "trained_window")
+    names = [name for name in compared if known_to_differ(old, new, name)]
     keys = dict.fromkeys([*old.settings, *new.settings])
-    # What was not recorded is not known to differ.
-    if None not in (old.trained_window, new.trained_window) and old.trained_window != new.trained_window:
-        names.append("trained_window")
     return [name.replace("_", " ") for name in names] + [
         key for key in keys if key not in names and old.settings.get(key) != new.settings.get(key)
     ]

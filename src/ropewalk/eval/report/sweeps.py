@@ -26,6 +26,7 @@ from ropewalk.eval.report.scores import (
 )
 from ropewalk.eval.report.series import Series, baseline
 from ropewalk.maps import PositionMap
+from ropewalk.maps.numbers import UNBOUNDED
 
 # Of more tasks than this the average alone is shown.
 _MOST_TASKS = 6
@@ -80,7 +81,8 @@ def value(one: Series, parameter: str) -> Any:
 def verdict(one: Series, length: int | None) -> Verdict:
     """What the paper's rules say of a text so long, where all is known that they ask for."""
     window = one.run.config.trained_window
-    if length is None or not window or not isinstance(one.change, PositionMap):
+    known = length is not None and 0 <= length <= UNBOUNDED
+    if length is None or not known or not window or not isinstance(one.change, PositionMap):
         return "unknown"
     if one.change.meets_rule(length, window):
         return "recommended"

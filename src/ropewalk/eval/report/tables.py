@@ -76,6 +76,11 @@ def made_table(run: Run) -> Table:
     pairs = [
         ("model", config.model),
         ("hash of the weights", config.model_hash or "none"),
+        *(
+            (f"hash of the {name}", its)
+            for name, its in (("configuration", config.config_hash), ("tokenizer", config.tokenizer_hash))
+            if its
+        ),
         ("device", _all([one.device for one in facts])),
         ("dtype", _all([one.dtype for one in facts])),
         ("trained window", f"{config.trained_window:,} tokens" if config.trained_window else "not recorded"),

@@ -7,18 +7,22 @@ import inspect
 import math
 import tomllib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from ropewalk.eval.subjects import Passage, Prompt, Subject, batches
+from ropewalk.eval.tasks.settings import refused
+from ropewalk.token_counts import MOST_TOKENS
 
 T = TypeVar("T")
+
+_MOST_EXAMPLES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,23 @@ class Example:
     about: Any = field(default=None, compare=False, repr=False)
 
 
-def grid(lengths: Iterable[int], depths: Iterable[float], samples: int) -> list[Example]:
-    """So many examples of each length and depth, about a depth and the number of a sample."""
+def grid(lengths: Collection[int], depths: Iterable[float], samples: int) -> list[Example]:
+    """So many examples of each length and depth, about a depth and the number of a sample.
+
+    Raises:
+        ValueError: they are more than anybody waits for.
+    """
+    apart = {f"{depth:.3f}": depth for depth in depths}
+    count = len(lengths) * len(apart) * samples
+    if count > _MOST_EXAMPLES:
+        raise ValueError(
+            f"{len(lengths)} lengths, {len(apart)} depths and {samples} samples are {count} examples, and at most "
+            f"{_MOST_EXAMPLES} are asked: take fewer --samples"
+        )
     return [
         Example(f"{length}-{depth:.3f}-{i}", length, {"length": length, "depth": round(depth, 3)}, (depth, i))
         for length in lengths
-        for depth in {f"{depth:.3f}": depth for depth in depths}.values()
+        for depth in apart.values()
         for i in range(samples)
     ]
 
@@ -88,7 +103,8 @@ class Metric:
 
     Attributes:
         pooled: for a score that is exp(a / b) of two others, their names: of several examples it is exp(sum a / sum b).
-            Of other scores it is the mean.
+            Neither is negative, and b, such as a number of tokens, is 1 or more. Other scores are from 0 to 1, and of
+            several examples it is their mean.
     """
 
     title: str
@@ -140,6 +156,15 @@ class Task(BaseModel, ABC):
     version: ClassVar[int] = 1
     metrics: ClassVar[dict[str, Metric]]
 
+    @field_validator("*")
+    @classmethod
+    def _possible(cls, value: Any, info: ValidationInfo) -> Any:
+        """No setting is a number that would only be found out as a slip once memory or time has run out."""
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, int) and one > MOST_TOKENS and info.field_name != "seed":
+                raise refused(f"must be at most {MOST_TOKENS}", one)
+        return value
+
     @classmethod
     def about(cls) -> About | None:
         """What a page says of it; None for general words."""
@@ -171,8 +196,11 @@ class Task(BaseModel, ABC):
 
         Raises:
             DataError: data do not exist, or are not what they should be.
+            ValueError: there is nothing to ask.
         """
-        _ = list(self.examples()), self.settings
+        if not list(self.examples()):
+            raise ValueError(f"{self.name} has nothing to ask with these options and data: choose others")
+        _ = self.settings
 
     @abstractmethod
     def examples(self) -> Iterable[Example]:

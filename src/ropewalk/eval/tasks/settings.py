@@ -10,10 +10,11 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from ropewalk.names import did_you_mean
+from ropewalk.token_counts import tokens
 
 # Kind of an error of ours, which says what a setting must be and what it is.
 OURS = "setting"
-_K = 1024
+_MOST_DEPTHS = 1000
 
 
 def refused(expected: str, given: object, hint: str = "") -> PydanticCustomError:
@@ -32,26 +33,27 @@ def _once(values: tuple[int, ...]) -> tuple[int, ...]:
 def _tokens(value: object) -> object:
     if not isinstance(value, str):
         return value
-    digits = value.strip().lower()
     try:
-        tokens = int(digits.removesuffix("k")) * (_K if digits.endswith("k") else 1)
+        found = tokens(value)
     except ValueError:
-        tokens = 0
-    if tokens < 1:
+        found = 0
+    if found < 1:
         raise refused("must be whole numbers such as 4096 or 16k", value)
-    return tokens
+    return found
 
 
 def _depths(value: object) -> object:
     """Numbers from 0 to 1, or of how many, evenly spread, there are to be."""
     if not isinstance(value, str):
         return value
-    if value.strip().isdigit() and int(value) > 1:
-        return evenly(int(value))
     try:
         depths = [float(part) for part in value.split(",")]
     except ValueError:
         depths = []
+    if value.strip().isdecimal() and depths[0] > 1:
+        if depths[0] > _MOST_DEPTHS:
+            raise refused(f"must be numbers from 0 to 1, or how many there are, up to {_MOST_DEPTHS}", value)
+        return evenly(int(value))
     if not depths or not all(0 <= depth <= 1 for depth in depths):
         raise refused("must be numbers from 0 to 1, or how many there are", value)
     return depths

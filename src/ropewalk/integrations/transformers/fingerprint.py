@@ -24,7 +24,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Elements of each tensor whose order counts too.
 _SAMPLED = 1024
 # Of a configuration: what does not change what a model computes.
-_NO_MATTER = frozenset({"transformers_version", "dtype", "torch_dtype", "architectures", "use_cache"})
+_NO_MATTER = frozenset({"transformers_version", "dtype", "torch_dtype", "architectures", "use_cache", "name_or_path"})
 
 
 def of_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -66,6 +66,11 @@ def of_frequencies(model: PreTrainedModel) -> str:
 
 def of_config(model: PreTrainedModel) -> str:
     """Of its configuration, but for the names and versions in it."""
+    return of_settings(model.config.to_dict())
+
+
+def of_settings(settings: Any) -> str:
+    """Of a configuration as plain data, but for the names and versions in it."""
 
     def matters(value: Any) -> Any:
         if isinstance(value, dict):
@@ -73,8 +78,7 @@ def of_config(model: PreTrainedModel) -> str:
             return {key: inner for key, inner in kept.items() if not key.startswith("_")}
         return [matters(inner) for inner in value] if isinstance(value, list | tuple) else value
 
-    text = json.dumps(matters(model.config.to_dict()), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(json.dumps(matters(settings), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def of_extension(model: PreTrainedModel) -> dict[str, Any] | None:

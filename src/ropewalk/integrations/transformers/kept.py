@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ropewalk.files import replacing
 from ropewalk.integrations.transformers import fingerprint
 
 # Raised when what the file holds means something else.
@@ -100,18 +100,12 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], t
     whole[_TEXT] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.empty(0).byte()
     described = {**facts, "format": FORMAT}
     described[_DIGEST] = _digest(whole, described)
-    # Beside it, so that the last step is a renaming within one file system.
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        save_file(whole, unfinished, {_KEY: json.dumps(described)})
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        with replacing(path) as unfinished:
+            save_file(whole, unfinished, {_KEY: json.dumps(described)})
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ReadingError(f"cannot write {str(path)!r}: {reason}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def check_place(path: Path, size: int = 0) -> None:
@@ -121,6 +115,8 @@ def check_place(path: Path, size: int = 0) -> None:
         ReadingError: its folder is missing or full, or something that is not a file is there.
     """
     try:
+        if path.is_symlink():  # what it leads to is written
+            path = Path(os.path.realpath(path))
         if path.exists() and not path.is_file():
             raise ReadingError(f"{str(path)!r} is {'a folder' if path.is_dir() else 'a device'}, not a file")
         if not path.parent.is_dir():

@@ -41,11 +41,18 @@ def find(model: str | None) -> Source:
     """
     if model is None:
         return embedded()
-    path = Path(model).expanduser()
+    if not model.strip():
+        raise ModelError(f"a model is a folder, a GGUF file or a name on the hub such as 'owner/model', got {model!r}")
+    try:
+        path = Path(model).expanduser()
+    except RuntimeError as error:  # the user of ~user is unknown
+        raise ModelError(f"no model at '{model}': {error}") from error
     if path.is_dir():
         return _in_folder(path)
     if path.is_file():
         return _gguf(path, path.stem)
+    if path.exists():
+        raise ModelError(f"no model at '{model}': it is neither a file nor a folder")
     if path.is_absolute() or model.startswith((".", "~")) or model.endswith(".gguf") or model.count("/") > 1:
         raise ModelError(f"no model at '{model}': there is no such file or folder")
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) is None:

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
-from ropewalk.eval.data_files import lines_of, read
+from ropewalk.eval.data_files import DataError, lines_of, read
 from ropewalk.eval.prompts import answered, chats, longest_part
 from ropewalk.eval.subjects import Passage, Prompt, Subject
 from ropewalk.eval.tasks.base import Example, Generation, Metric, Outcome, PreparedTask, Scoring
@@ -82,8 +82,9 @@ class LEval(PreparedTask):
     @cached_property
     def _questions(self) -> dict[str, Question]:
         """All that the files have, by the names of their examples."""
-        found = {}
+        found: dict[str, Question] = {}
         for exam, content in self._files.items():
+            before = len(found)
             for number, paper in enumerate(lines_of(content, Paper, f"{exam}.jsonl")):
                 for place, (text, right) in enumerate(zip(paper.instructions, paper.outputs, strict=True)):
                     name = f"{exam}-{number}-{place}"
@@ -93,6 +94,8 @@ class LEval(PreparedTask):
                         found[f"{name}-fact"] = Question(exam, None, text, fact)
                     else:
                         found[name] = Question(exam, paper.input, text, right)
+            if len(found) == before:
+                raise DataError(f"{exam}.jsonl holds no questions: load it again")
         return found
 
     def _is_left_out(self, question: Question) -> bool:

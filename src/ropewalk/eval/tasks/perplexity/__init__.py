@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
 from ropewalk.eval.prompts import encode_apart
-from ropewalk.eval.subjects import Passage, Subject
+from ropewalk.eval.subjects import Hashes, Passage, Subject
 from ropewalk.eval.tasks.base import Example, Metric, Outcome, PreparedTask, Scoring, spread
 from ropewalk.eval.tasks.settings import Lengths, folder_of_data, refused
 from ropewalk.eval.texts import Text, sha256, texts
@@ -77,7 +77,7 @@ class Perplexity(PreparedTask):
         (4096, 8192, 16384, 32768), description="Tokens of the windows or texts, comma-separated; 16k is 16384."
     )
     seed: int = 0
-    _encodings: dict[tuple[str, str], tuple[list[int], array[int]]] = PrivateAttr(default_factory=dict)
+    _encodings: dict[tuple[Hashes, str], tuple[list[int], array[int]]] = PrivateAttr(default_factory=dict)
 
     @field_validator("lengths")
     @classmethod
@@ -132,7 +132,7 @@ class Perplexity(PreparedTask):
 
     def _encoded(self, book: Text, subject: Subject) -> tuple[list[int], list[int]]:
         """Special tokens, and a book's. Its windows are many, and reading them takes less time than encoding a book."""
-        key = (subject.weights_hash, book.name)
+        key = (subject.hashes, book.name)
         if key not in self._encodings:
             special, tokens = encode_apart(subject, book.text)
             self._encodings[key] = special, array("I", tokens[: self.tokens])
