@@ -20,9 +20,9 @@ def start(*arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # As a shell starts a command: Ctrl-C reaches all its processes, and is not ignored, as it is behind "&".
+        # As a shell starts a command: Ctrl-C reaches all its processes, and none is ignored, as behind "&" and nohup.
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: [signal.signal(one, signal.SIG_DFL) for one in (signal.SIGINT, signal.SIGHUP)],
     )
 
 
