@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from ropewalk.files import naming, printable, read_bytes
+from ropewalk.files import printable, read_bytes, replacing
 from ropewalk.maps import PositionMap, from_dict
 from ropewalk.maps.numbers import whole
 from ropewalk.maps.query_scaling import QueryScaling, QueryScalingKind
@@ -134,8 +134,8 @@ class Preset:
         Raises:
             OSError: the file cannot be written.
         """
-        with naming(os.fspath(path)):
-            Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        with replacing(Path(path)) as unfinished:
+            unfinished.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     def __str__(self) -> str:
         """What it is called and where it is from, in a line: `mpt-7b-chat, built in: SelfExtend ..., table 8`."""

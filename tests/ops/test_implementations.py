@@ -46,10 +46,10 @@ def test_choice_is_explained(caplog):
         assert caplog.messages == []
         assert choose(call(softcap=7.5)) == "blocks"
         assert choose(call(softcap=7.5)) == "blocks"
-        assert choose(call(slopes=torch.ones(2))) == "reference"
+        assert choose(call(key_scale=torch.ones(1))) == "reference"
     assert caplog.messages == [
         "attention runs on impl='blocks', slower than 'flash', which does not take softcap",
-        "attention runs on impl='reference', slower than 'flash', which does not take slopes (ALiBi)",
+        "attention runs on impl='reference', slower than 'flash', which does not take keys and values with scales",
     ]
 
 
@@ -57,7 +57,7 @@ def test_choice_is_explained(caplog):
     ("change", "impl"),
     [
         ({"softcap": 2.0}, "blocks"),
-        ({"slopes": torch.ones(2)}, "reference"),
+        ({"slopes": torch.ones(2)}, "blocks"),
         ({"key_scale": torch.ones(1)}, "reference"),
     ],
     ids=str,
