@@ -94,7 +94,7 @@ def test_what_is_no_json(written, message, tmp_path):
 def test_what_is_no_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_preset("./not-there.json")
-    with pytest.raises(OSError, match="is no regular file|Is a directory"):
+    with pytest.raises(OSError, match=r"is no regular file|Is a directory"):
         read_preset(tmp_path)
     with pytest.raises(OSError, match="not-there"):
         PRESET.save(tmp_path / "not-there" / "ropewalk.json")
