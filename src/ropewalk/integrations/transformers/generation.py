@@ -279,6 +279,8 @@ def _generation_config(
     config.max_length = None
     config.min_length = None
     config.num_beams = 1
+    # MPT's configuration says otherwise, and a whole text would go behind what the cache holds of it.
+    config.use_cache = True
     config.do_sample = temperature > 0
     if temperature > 0:
         config.temperature = temperature
