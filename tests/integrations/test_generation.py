@@ -59,6 +59,13 @@ def test_other_architectures(name, tokenizer):
         assert generate(model, tokenizer, ids, max_new_tokens=NEW, chunk=16).token_ids == one_shot(model, ids)
 
 
+def test_a_model_whose_configuration_wants_no_cache(tokenizer):
+    """MPT's: what was read is not read again behind itself."""
+    model, ids = tiny_model("mpt"), text(60)
+    with ropewalk.extend(model, ropewalk.SelfExtend(8, 8)):
+        assert generate(model, tokenizer, ids, max_new_tokens=NEW, chunk=16).token_ids == one_shot(model, ids)
+
+
 def test_an_unmodified_model(model, tokenizer):
     ids = text(40)
     assert generate(model, tokenizer, ids, max_new_tokens=NEW, chunk=16).token_ids == one_shot(model, ids)

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -72,6 +73,7 @@ class Layout:
     traced_slots: tuple[Tensor, Tensor] | None = field(default=None, init=False)
     # By device: the layers of a model may be spread over several.
     _steps: dict[torch.device, Step | None] = field(default_factory=dict, init=False, repr=False)
+    _copies: dict[torch.device, Self] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def first_query(self) -> int:
@@ -79,6 +81,14 @@ class Layout:
         if self.query_start is None:
             return self.key_length - self.query_length
         return int(self.query_start)
+
+    def on(self, device: torch.device) -> Self:
+        """The same, with its mask on a device: the layers of a model may be spread over several."""
+        if self.key_mask is None or self.key_mask.device == device:
+            return self
+        if device not in self._copies:
+            self._copies[device] = replace(self, key_mask=self.key_mask.to(device))
+        return self._copies[device]
 
     def step(self, batch: int, device: torch.device) -> Step | None:
         """What one query a row sees; None where a row has gaps, which only spans describe.

@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ropewalk.integrations.transformers.changes import Changes
+from ropewalk.integrations.transformers.place import place
 from ropewalk.integrations.transformers.watch import paths
 
 
@@ -120,7 +121,7 @@ def _mpt(
 
 def _no_alibi(self: _Method, attention_mask: Any, num_heads: int, dtype: torch.dtype) -> Tensor:
     """In place of the bias of a whole BLOOM model, which nobody reads."""
-    return torch.empty(0, dtype=dtype, device=self.model.device)
+    return torch.empty(0, dtype=dtype, device=place(self.model))
 
 
 _METHODS: dict[str, Callable[..., Any]] = {
@@ -183,6 +184,11 @@ _ADAPTERS = {
 def has_adapter(module: nn.Module) -> bool:
     """Whether `adapt` knows the module."""
     return type(module).__name__ in _ADAPTERS and type(module).__module__.startswith("transformers.models.")
+
+
+def replaces_forward(module: nn.Module) -> bool:
+    """Whether `adapt` puts something in the place of the module's forward."""
+    return has_adapter(module) and _ADAPTERS[type(module).__name__].attribute == "forward"
 
 
 def adapt(model: PreTrainedModel, rows: int, changes: Changes) -> dict[nn.Module, Tensor]:

@@ -29,32 +29,33 @@ class Axes:
 
     queries: Tensor
     keys: Tensor
-    _made: dict[tuple[int, int, int], Positions] = field(default_factory=dict, init=False)
+    _made: dict[tuple[int, int, int, torch.device], Positions] = field(default_factory=dict, init=False)
 
     @cached_property
     def length(self) -> int:
         """Tokens of a text that reaches as far."""
         return int(self.keys.max()) + 1
 
-    def positions(self, axis_of_pair: Tensor | None, queries: int, slots: int) -> Positions:
+    def positions(self, axis_of_pair: Tensor | None, queries: int, key: Tensor) -> Positions:
         """As the operator takes them.
 
         Args:
             axis_of_pair: (pairs,), int64, of a layer; not looked at where there is one axis.
             queries: of the call, the last tokens of the pass.
-            slots: of the call; those past the keys hold no token.
+            key: of the call, (batch, heads, slots, head_dim); slots past those of this pass hold no token.
         """
-        key = (id(axis_of_pair), queries, slots)
-        if key not in self._made:
-            keys = torch.nn.functional.pad(self.keys, (0, 0, 0, slots - self.keys.shape[1]))
-            at = self.queries[:, self.queries.shape[1] - queries :]
+        slots, device = key.shape[2], key.device
+        made_for = (id(axis_of_pair), queries, slots, device)
+        if made_for not in self._made:
+            keys = torch.nn.functional.pad(self.keys, (0, 0, 0, slots - self.keys.shape[1])).to(device)
+            at = self.queries[:, self.queries.shape[1] - queries :].to(device)
             if self.keys.shape[2] == 1:
                 made = Positions(at[..., 0], keys[..., 0])
             else:
                 assert axis_of_pair is not None
-                made = Positions(at, keys, axis_of_pair.to(keys.device))
-            self._made[key] = made
-        return self._made[key]
+                made = Positions(at, keys, axis_of_pair.to(device))
+            self._made[made_for] = made
+        return self._made[made_for]
 
 
 # Of the forward pass that runs in this thread; None where positions count slots.

@@ -30,6 +30,7 @@ from ropewalk.integrations.transformers.plan import PLAN, UNCHANGED, LayerPlan, 
 from ropewalk.integrations.transformers.presets import find_preset, why_none
 from ropewalk.integrations.transformers.probe import ProbedLayer, UnsupportedModelError
 from ropewalk.integrations.transformers.watch import Watch, paths
+from ropewalk.integrations.transformers.wrappers import unwrapped
 from ropewalk.maps import Identity, PositionMap, SelfExtend
 from ropewalk.maps.numbers import whole
 from ropewalk.maps.query_scaling import QueryScaling, QueryScalingKind
@@ -223,7 +224,7 @@ def check_length(model: PreTrainedModel, tokens: int) -> None:
     Raises:
         LengthError: the model is extended, and so many tokens are past eq. 4.
     """
-    if (extension := _extension(model)) is not None:
+    if (extension := _extension(unwrapped(model))) is not None:
         extension._limits.check(tokens)
 
 
@@ -243,6 +244,8 @@ def extend(
 
     Args:
         model: a decoder whose attention goes through transformers' AttentionInterface and that has rotary embeddings.
+            Of a PEFT model, `torch.compile(model)` and `DataParallel` the model inside is extended, which is the
+            handle's.
         position_map: a map, or a kind of map with its parameters chosen for `target_length`; by default a preset's, or
             SelfExtend. Or a map for each attention layer, in their order; those of layers that are left alone are not
             looked at.
@@ -265,12 +268,12 @@ def extend(
 
     Raises:
         UnsupportedModelError: the model cannot be extended; nothing was changed.
+        TypeError: it is no transformers model, nor around one in a way that is known.
         LengthError: no such map reaches `target_length`.
         ValueError: the model is already extended, an argument does not fit, or a preset's file holds none.
         OSError: a preset's file cannot be read.
     """
-    if not isinstance(model, PreTrainedModel):
-        raise TypeError(f"extend takes a transformers PreTrainedModel, got {type(model).__name__}")
+    model = unwrapped(model)
     if (present := _extension(model)) is not None:
         raise ValueError(f"the model is already extended; call ropewalk.restore(model) first\n{present}")
     _check_free(model)
@@ -451,11 +454,12 @@ def _axes(probed: list[ProbedLayer], layers: tuple[Layer, ...]) -> int:
 
 
 def restore(model: PreTrainedModel) -> None:
-    """Makes an extended model exactly what it was.
+    """Makes an extended model exactly what it was; it may be given in what it was extended in, or by itself.
 
     Raises:
         ValueError: the model is not extended.
     """
+    model = unwrapped(model)
     extension = _extension(model)
     if extension is None:
         raise ValueError(f"this {type(model).__name__} is not extended")

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from ropewalk.integrations.transformers.place import place
 from ropewalk.integrations.transformers.plan import PLAN, LayerPlan, Unchanged
 from ropewalk.maps import PositionMap
 from ropewalk.maps.positions import TRUE_POSITIONS
@@ -64,8 +65,8 @@ def _unsupported(model: PreTrainedModel, plan: LayerPlan) -> str:
         return f"{plan.position_map} does not turn all keys from the first to some distance from the query"
     if plan.impl == "reference":
         return "impl='reference' uses none"
-    if model.device.type != "cpu":
-        return f"the model is on {model.device.type}, where turning keys is cheap"
+    if (device := place(model)).type != "cpu":
+        return f"the model is on {device.type}, where turning keys is cheap"
     return ""
 
 

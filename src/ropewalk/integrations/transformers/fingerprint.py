@@ -64,6 +64,17 @@ def of_frequencies(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
+def of_adapters(model: PreTrainedModel) -> list[str]:
+    """The adapters of PEFT that are on in some module, by name; those that are merged are part of the weights."""
+    found = set()
+    for module in model.modules():
+        disabled = getattr(module, "disable_adapters", None)  # a method of whole models
+        if isinstance(disabled, bool) and not disabled:
+            active: Any = module.active_adapters
+            found.add("+".join(active))
+    return sorted(found)
+
+
 def of_config(model: PreTrainedModel) -> str:
     """Of its configuration, but for the names and versions in it."""
     return of_settings(model.config.to_dict())

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ropewalk.integrations.transformers.changes import Changes
+from ropewalk.integrations.transformers.place import HOOK
 
 
 def changes_with_length(module: nn.Module) -> bool:
@@ -28,7 +29,9 @@ def _rope_types(module: nn.Module) -> Mapping[str | None, str]:
 
 def fixed(module: nn.Module, length: int) -> nn.Module:
     """A copy with the frequencies that the module itself computes for this length, which then stay."""
-    fixed: Any = copy.deepcopy(module)
+    # accelerate's hook is shared, as it may hold all offloaded weights.
+    hook = vars(module).get(HOOK)
+    fixed: Any = copy.deepcopy(module, {id(hook): hook})
     where = next(module.buffers())
     for layer_type in _rope_types(module):
         options = {} if layer_type is None else {"layer_type": layer_type}

@@ -8,7 +8,7 @@ positions and the key as the cache holds it. The mask function gives it a `Layou
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from transformers.masking_utils import sdpa_mask
 from ropewalk.integrations.transformers import axes, compiled, probe, weights
 from ropewalk.integrations.transformers.far_keys import LAYER, FarKeysLayer
 from ropewalk.integrations.transformers.plan import PLAN, LayerPlan, Unchanged
+from ropewalk.integrations.transformers.watch import ModelChangedError
 from ropewalk.ops.implementations import choose, run, step_of
 from ropewalk.ops.layout import Layout, Step
 
@@ -41,6 +42,18 @@ class LayoutMask(Layout):
     def to(self, *args: Any, **kwargs: Any) -> LayoutMask:
         """Itself."""
         return self
+
+    @classmethod
+    def __torch_function__(cls, *arguments: Any) -> NoReturn:
+        """
+        Raises:
+            ModelChangedError: computed with as a tensor, by an attention that does not know what it is.
+        """
+        raise ModelChangedError(
+            "an attention module that was not part of the model when it was extended was given its mask (an adapter "
+            "with modules of its own was switched on or off, or a module was replaced): call ropewalk.restore(model), "
+            "and extend it again once it is what it is to be"
+        )
 
     def __getitem__(self, index: tuple[slice, ...]) -> LayoutMask:
         """The last queries alone, `[:, :, -n:, :]`: where layers share keys, models drop tokens whose scores nobody
@@ -141,7 +154,7 @@ def attention_forward(
     if not torch.compiler.is_compiling():
         layer: FarKeysLayer | None = getattr(key, LAYER, None)
         given = None if plan.limits is None else axes.current()
-        positions = None if given is None else given.positions(plan.axis_of_pair, query.shape[2], key.shape[2])
+        positions = None if given is None else given.positions(plan.axis_of_pair, query.shape[2], key)
         far_keys = None if layer is None or given else layer.view(plan, query, key, value, layout)
         call = plan.call(query, key, value, layout, s_aux, scaling, softcap, far_keys, positions)
         name = choose(call, plan.impl)
@@ -193,4 +206,4 @@ def _layout(mask: Layout | Tensor | None, query: Tensor, key: Tensor) -> Layout:
             f"attention_mask is for {layout.key_length} tokens, and there are {key.shape[2]}, those in the cache "
             "included: every one needs a column, and no other has one"
         )
-    return layout
+    return layout.on(query.device)

@@ -15,7 +15,9 @@ from torch import Tensor
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from ropewalk.integrations.transformers.extend import check_length
+from ropewalk.integrations.transformers.place import place
 from ropewalk.integrations.transformers.rope_scaling import fixed_frequencies
+from ropewalk.integrations.transformers.wrappers import callable_alone
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
@@ -98,6 +100,7 @@ def prefill(
         LengthError: the tokens are more than the map of an extended model reaches (eq. 4); nothing was read.
         ValueError: `chunk` is below 1, or `input_ids` are not rows of tokens.
     """
+    model = callable_alone(model)
     if chunk < 1:
         raise ValueError(f"chunk must be 1 or more tokens, got {chunk}")
     if input_ids.ndim != 2 or input_ids.numel() == 0:
@@ -108,16 +111,16 @@ def prefill(
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = 1
     total = input_ids.shape[1] - 1
-    done = cache.get_seq_length()
+    done, device = cache.get_seq_length(), place(model)
     report = on_progress or (lambda done, total: None)
     report(done, total)
     positions = None if attention_mask is None else (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
     while done < total:
         end = min(done + chunk, total)
         if attention_mask is not None and positions is not None:
-            options["attention_mask"] = attention_mask[:, :end].to(model.device)
-            options["position_ids"] = positions[:, done:end].to(model.device)
-        model(input_ids=input_ids[:, done:end].to(model.device), **options)
+            options["attention_mask"] = attention_mask[:, :end].to(device)
+            options["position_ids"] = positions[:, done:end].to(device)
+        model(input_ids=input_ids[:, done:end].to(device), **options)
         done = end
         report(done, total)
 
@@ -196,8 +199,9 @@ def _generate(
         raise ValueError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
     if temperature < 0:
         raise ValueError(f"temperature must be 0 or more, got {temperature}")
+    model = callable_alone(model)
     settings = _generation_config(model, tokenizer, max_new_tokens, temperature)
-    input_ids, mask = _padded(prompts, settings.pad_token_id, model.device)
+    input_ids, mask = _padded(prompts, settings.pad_token_id, place(model))
     cache = DynamicCache(config=model.config) if cache is None else cache
     longest = input_ids.shape[1]
     criteria = [] if stop is None else [_StopAt(stop, tokenizer, longest)]
@@ -275,6 +279,8 @@ def _generation_config(
     config.max_length = None
     config.min_length = None
     config.num_beams = 1
+    # MPT's configuration says otherwise, and a whole text would go behind what the cache holds of it.
+    config.use_cache = True
     config.do_sample = temperature > 0
     if temperature > 0:
         config.temperature = temperature
@@ -292,8 +298,8 @@ def _decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str
 
 
 def _wait_for(model: PreTrainedModel) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+    if (device := place(model)).type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 class _StopAt(StoppingCriteria):

@@ -16,10 +16,12 @@ def memory(model: PreTrainedModel, tokens: int) -> tuple[int, int]:
     import torch
     from transformers import DynamicCache
 
+    from ropewalk.integrations.transformers.place import place
+
     weights = sum(parameter.nbytes for parameter in model.parameters())
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
-        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), past_key_values=cache, use_cache=True)
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=place(model)), past_key_values=cache, use_cache=True)
     held = 0
     for layer in cache.layers:
         window = getattr(layer, "sliding_window", None)  # such layers hold no more tokens than it has

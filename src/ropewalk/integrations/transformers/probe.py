@@ -22,6 +22,7 @@ from transformers.masking_utils import causal_mask_function
 
 from ropewalk.integrations.transformers.adapters import has_adapter, table_frequencies
 from ropewalk.integrations.transformers.changes import Changes, own_configurations
+from ropewalk.integrations.transformers.place import place
 from ropewalk.ops.call import device_lacks
 from ropewalk.ops.rotary import Rotary
 
@@ -158,7 +159,13 @@ def probe(
 
 def check_decoder(model: PreTrainedModel) -> None:
     """Raises UnsupportedModelError for models that show without a run that they cannot be extended."""
-    if (lacks := device_lacks(model.device)) is not None:
+    device = place(model)
+    if device.type == "meta":
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no weights yet (its first are on the meta device, and no hook of accelerate "
+            "brings them from elsewhere): load them before it is extended"
+        )
+    if (lacks := device_lacks(device)) is not None:
         raise UnsupportedModelError(f"{type(model).__name__} cannot be extended where it is: {lacks}")
     if model.config.is_encoder_decoder:
         raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder: only decoders are supported")
@@ -209,7 +216,7 @@ def _check_keys(model: PreTrainedModel) -> None:
     calls: list[_Call] = []
     token = _calls.set(calls)
     try:
-        _forward(model, torch.arange(_TEXT, device=model.device)[None] % vocabulary, None)
+        _forward(model, torch.arange(_TEXT, device=place(model))[None] % vocabulary, None)
     finally:
         _calls.reset(token)
     for call in calls:
@@ -373,7 +380,7 @@ def _capture(
 
 def _run(model: PreTrainedModel, positions: tuple[int, ...]) -> list[_Call]:
     """Calls of every layer for a few tokens, each alone, at each of the positions; rows: position-major."""
-    at = torch.tensor(positions, device=model.device).repeat_interleave(_TOKENS)[:, None]
+    at = torch.tensor(positions, device=place(model)).repeat_interleave(_TOKENS)[:, None]
     calls: list[_Call] = []
     token = _calls.set(calls)
     try:
@@ -385,7 +392,7 @@ def _run(model: PreTrainedModel, positions: tuple[int, ...]) -> list[_Call]:
 
 def _tokens(model: PreTrainedModel) -> Tensor:
     vocabulary = model.config.get_text_config().vocab_size
-    return torch.linspace(0, vocabulary - 1, _TOKENS, device=model.device).long()
+    return torch.linspace(0, vocabulary - 1, _TOKENS, device=place(model)).long()
 
 
 def _forward(model: PreTrainedModel, tokens: Tensor, positions: Tensor | None) -> None:
@@ -546,7 +553,7 @@ def _axis_of_pairs(
     model: PreTrainedModel, axes: int, measured: list[Rotary | None], positions: tuple[int, ...]
 ) -> list[Tensor | None]:
     """By which axis each pair of dimensions turns, int64, (pairs,) a call; None where it is not by one alone."""
-    at = torch.tensor(positions, device=model.device).repeat_interleave(_TOKENS)[:, None]
+    at = torch.tensor(positions, device=place(model)).repeat_interleave(_TOKENS)[:, None]
     tokens = _tokens(model).repeat(len(positions))[:, None]
     errors: list[list[tuple[Tensor, Tensor]]] = []
     for axis in range(axes):
@@ -557,6 +564,7 @@ def _axis_of_pairs(
             _forward(model, tokens, torch.stack(each))
         finally:
             _calls.reset(token)
+        dtypes = [call.key.dtype for call in calls]
         errors.append([
             (torch.zeros(0), torch.zeros(0)) if rotary is None else _turned_and_still(call.key, positions, rotary)
             for call, rotary in zip(calls, measured, strict=True)
@@ -568,7 +576,7 @@ def _axis_of_pairs(
             continue
         turned, still = (torch.stack([errors[axis][number][kind] for axis in range(axes)]) for kind in (0, 1))
         chosen = (turned - still).argmin(dim=0)
-        tolerance = _TOLERANCE[model.dtype]
+        tolerance = _TOLERANCE[dtypes[number]]
         others = still.scatter(0, chosen[None], 0.0)
         fits = bool((turned.gather(0, chosen[None]) < tolerance).all() and (others < tolerance).all())
         found.append(chosen.cpu() if fits else None)

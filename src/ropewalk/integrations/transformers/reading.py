@@ -29,8 +29,10 @@ from ropewalk.integrations.transformers.framing import Document, Frame, shared
 from ropewalk.integrations.transformers.frequencies import changes_with_length
 from ropewalk.integrations.transformers.generation import Answer, OnProgress, OnText, generate, prefill
 from ropewalk.integrations.transformers.kept import Kept, ReadingError
+from ropewalk.integrations.transformers.place import place
 from ropewalk.integrations.transformers.rope_scaling import fixed_frequencies
 from ropewalk.integrations.transformers.versions import versions
+from ropewalk.integrations.transformers.wrappers import callable_alone
 from ropewalk.maps import from_dict
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ _AGREE = {
     "dtype": "its model has another dtype ({0}, not {1})",
     "weights": "its model has other weights",
     "frequencies": "its model rotates by other frequencies",
+    "adapters": "its model has other adapters on ({0}, not {1})",
 }
 
 
@@ -92,6 +95,7 @@ def read_document(
 ) -> Reading:
     """`read`, of a text that is in its frame already."""
     token_ids = document.token_ids
+    model = callable_alone(model)
     length = len(token_ids) + _ROOM if target_length is None else target_length
     if length <= len(token_ids):
         raise ValueError(f"target_length must be more than the {len(token_ids)} tokens of the text, got {length}")
@@ -245,7 +249,7 @@ class Reading:
         Raises:
             ReadingError: there is no such file, it is broken, or it was made by another model or otherwise.
         """
-        began = perf_counter()
+        began, model = perf_counter(), callable_alone(model)
         file = Kept.open(Path(path))
         try:
             facts, frame = file.facts, Frame(*file.facts["frame"])
@@ -254,7 +258,7 @@ class Reading:
             with fixed_frequencies(model, length):
                 state = _state(model)
                 _check_facts(file, {**state, **_made_with(model)})
-            tensors = file.tensors(model.device)
+            tensors = file.tensors(place(model))
             if document.token_ids != tensors["token_ids"].tolist():
                 raise _differs(file, "the tokenizer reads its text as other tokens")
             cache = _cache(model, layers, tensors)
@@ -273,6 +277,8 @@ class Reading:
                 how = f"in {before}, and the model now is in {value}"
             elif fact == "extension":
                 how = f"with {_told(before)}, and the model now has {_told(value)}"
+            elif fact == "adapters":
+                how = f"with the adapters {before}, and the model now has {value}"
             else:
                 how = "with other rotary frequencies than the model now has"
             raise ReadingError(f"the text was read {how}: read it anew")
@@ -325,6 +331,7 @@ def _state(model: PreTrainedModel) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "extension": fingerprint.of_extension(model),
         "frequencies": fingerprint.of_frequencies(model),
+        "adapters": fingerprint.of_adapters(model),
     }
 
 

@@ -13,7 +13,9 @@ from transformers import DynamicCache
 
 from ropewalk.integrations.transformers.extend import check_length
 from ropewalk.integrations.transformers.generation import OnProgress, prefill
+from ropewalk.integrations.transformers.place import place
 from ropewalk.integrations.transformers.rope_scaling import fixed_frequencies
+from ropewalk.integrations.transformers.wrappers import callable_alone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,12 +51,13 @@ def log_likelihoods(
         LengthError: a text is past what the map of an extended model reaches (eq. 4); nothing was read.
         ValueError: a `first` has no token before it or none to score, or `chunk` is below 1.
     """
+    model = callable_alone(model)
     for text, first in zip(texts, firsts, strict=True):
         if not 1 <= first < len(text):
             raise ValueError(f"first must be from 1 to {len(text) - 1} for {len(text)} tokens, got {first}")
     longest, begin_scores = max(map(len, texts)), min(firsts)
     # What follows a text, on the right, is seen by none of its tokens.
-    input_ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=model.device)
+    input_ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=place(model))
     # The last token is scored but not read: nothing follows it.
     total = longest - 1
     check_length(model, total)
