@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ropewalk import SelfExtend, UnsupportedModelError, extend
+from ropewalk.integrations.transformers import probe
 from ropewalk.ops import Rotary, attention
 from ropewalk.ops.call import Call, device_lacks
 from ropewalk.ops.implementations import choose
@@ -39,7 +40,7 @@ def test_the_operator_refuses_a_device_without_float64(impl):
 
 def test_extend_refuses_a_device_without_float64(monkeypatch):
     model = tiny_model("llama")
-    monkeypatch.setattr(type(model), "device", torch.device("mps"))
+    monkeypatch.setattr(probe, "place", lambda model: torch.device("mps"))
     with pytest.raises(UnsupportedModelError, match=r"device mps has no float64.*move it to the CPU"):
         extend(model, SelfExtend(2, 4))
 
