@@ -59,7 +59,9 @@ def test_a_question_that_fails_does_not_end_the_others(model, document):
     assert result.stdout.endswith(f"\n> Why?\n{answer}")
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252", "shift_jis"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "ascii", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cp1252", "shift_jis"))]
+)
 def test_a_question_that_is_no_text_does_not_end_the_others(model, document, encoding):
     """In whatever encoding questions come."""
     command = [sys.executable, "-m", "ropewalk", "chat", "--model", str(model), "--file", str(document), *SMALL]

@@ -69,7 +69,7 @@ def test_the_exit_code_of_several(codes, code):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize("how", ["the second is killed", "Ctrl-C"])
+@pytest.mark.parametrize("how", ["the second is killed", pytest.param("Ctrl-C", marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on(tmp_path, how):
     longer = [*SMALL, "--samples", 100, "-o", tmp_path, "--processes", 2]
     process = start(*longer)
@@ -102,7 +102,7 @@ def test_a_stopped_run_goes_on(tmp_path, how):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "SIGKILL", "SIGINT"])
+@pytest.mark.parametrize("how", ["SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.slow), "SIGKILL", "SIGINT"])
 def test_processes_end_with_the_one_that_started_them(tmp_path, how):
     """A signal that reaches it alone, unlike Ctrl-C."""
     process = start(*SMALL, "--samples", 2000, "-o", tmp_path, "--processes", 2)

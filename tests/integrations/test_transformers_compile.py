@@ -14,7 +14,7 @@ from ropewalk.testing import TINY_MODELS, tiny_model
 
 BACKENDS = [
     "eager",
-    "aot_eager",
+    pytest.param("aot_eager", marks=pytest.mark.slow),
     pytest.param(
         "inductor", marks=pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
     ),
