@@ -43,6 +43,7 @@ class LEval(PreparedTask):
     """L-Eval's exams, questions about long documents (SelfExtend, table 3)."""
 
     name = "leval"
+    version = 2
     metrics: ClassVar = {
         "exact_match": Metric("exact match"),
         "accuracy": Metric("accuracy"),
