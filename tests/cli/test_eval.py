@@ -125,7 +125,8 @@ def test_a_model_that_a_method_does_not_take(tmp_path):
     result = run("passkey", "--model", folder, "--lengths", "400", "--method", "linear", "-o", tmp_path / "out")
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == (
-        "error: LlamaForCausalLM is scaled already: its rope_type is 'yarn', and only 'default' ones can be scaled"
+        "error: method linear(factor=6.5): LlamaForCausalLM is scaled already: its rope_type is 'yarn', and only "
+        "'default' ones can be scaled"
     )
 
 

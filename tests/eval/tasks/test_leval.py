@@ -259,7 +259,7 @@ def test_several_letters(answer, target, score):
         ("", 0),
         ("none", 0),
         # Digits of every script are digits.
-        ("The answer is １８", 1),
+        ("The answer is \uff11\uff18", 1),
         ("The answer is ١٨.", 1),
         ("She makes १८ dollars", 1),
         ("18 is ②", 0),
@@ -272,8 +272,16 @@ def test_number(answer, score):
 
 @pytest.mark.parametrize(
     ("answer", "target", "score"),
-    [("True.", "True", 1), ("It is false, not true", "False", 1), ("It is false", "True", 0), ("Yes", "True", 0)]
-    + [("false/true", "True", 1), ("false/true", "False", 0), ("false / true", "False", 1), ("", "False", 0)],
+    [
+        ("True.", "True", 1),
+        ("It is false, not true", "False", 1),
+        ("It is false", "True", 0),
+        ("Yes", "True", 0),
+        ("false/true", "True", 1),
+        ("false/true", "False", 0),
+        ("false / true", "False", 1),
+        ("", "False", 0),
+    ],
 )
 def test_truth(answer, target, score):
     assert scores.truth(answer, target) == score

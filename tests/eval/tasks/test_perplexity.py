@@ -192,7 +192,7 @@ def test_what_cannot_be_scored(data_dir):
         ({"lengths": (1,), "mode": "positions"}, "must be 2 tokens or more, got 1"),
         ({"lengths": ()}, "at least 1 item"),
         ({"tokens": 63}, "must be no more than the 63 tokens of each book, got 64"),
-        ({"mode": "slide"}, "'sliding' or 'positions'"),
+        ({"mode": "slide"}, "'sliding', 'start' or 'positions'"),
     ],
 )
 def test_settings_that_do_not_fit(settings, message):

@@ -60,7 +60,9 @@ class LEval(PreparedTask):
     length: Tokens = Field(
         16384, description="Tokens of the longest prompt, its option included; documents are cut. 16k is 16384."
     )
-    new_tokens: int = Field(512, ge=1, description="Of an answer in words, at most.")
+    new_tokens: Tokens = Field(
+        512, description="Tokens of an answer in words, at most. A model that thinks first needs thousands."
+    )
     chat: Chat = True
 
     @field_validator("tasks")
