@@ -39,10 +39,10 @@ def test_where_the_answer_begins(output, inside, answer):
 @pytest.mark.parametrize(
     ("prompt", "found"),
     [
-        ("<｜User｜>Why?<｜Assistant｜><think>\n", True),
+        ("<|User|>Why?<|Assistant|><think>\n", True),
         ("<|im_start|>assistant\n<think>", True),
         ("<|im_start|>assistant\n<think>\n\n</think>\n\n", False),  # Qwen 3, asked not to think
-        ("<｜User｜>What does <think> mean?<｜Assistant｜>", False),
+        ("<|User|>What does <think> mean?<|Assistant|>", False),
         ("", False),
     ],
 )

@@ -124,6 +124,14 @@ def test_what_ends_an_answer_does_not_end_a_thought(monkeypatch, data_dir):
     assert outcome.output == said
 
 
+def test_options_are_no_thoughts(monkeypatch, data_dir):
+    one = TASKS["leval"](data_dir=data_dir, tasks=("tpo",), mode="options")
+    [example] = one.examples()
+    with pytest.raises(ValueError, match="chat template begins a thought, so nothing can be scored as its answer"):
+        one.prepare(example, saying(monkeypatch, OPEN, ""))
+    assert one.prepare(example, saying(monkeypatch, CLOSED, ""))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
@@ -138,8 +146,8 @@ def run(*arguments):
 
 
 def test_rows_and_page_of_a_model_that_never_ends_its_thought(folder, tmp_path):
-    small = "--lengths 500 --depths 2 --samples 2 --chat --new-tokens 9 --method unmodified".split()
-    asked = ["eval", "passkey", "--model", folder, *small, "-o", tmp_path / "out"]
+    small = ["--lengths", "500", "--depths", "2", "--samples", "2", "--chat", "--new-tokens", "9"]
+    asked = ["eval", "passkey", "--model", folder, *small, "--method", "unmodified", "-o", tmp_path / "out"]
     result = run(*asked)
     assert result.exit_code == 0, result.output
     rows = read(tmp_path / "out").rows
