@@ -197,7 +197,7 @@ REFUSALS = {
     "masks made of values": (TinyModel("DogeConfig"), "DogeAttention makes an attention mask of its own"),
     "attention of its own": (
         TinyModel("RoFormerConfig", {"is_decoder": True}),
-        "RoFormerSelfAttention of RoFormerForCausalLM computes attention itself",
+        "RoFormerSelfAttention of RoFormerForCausalLM computes with its attention mask itself",
     ),
     "attention of its own, learned positions": (
         TinyModel("GPTNeoConfig", {"attention_types": [[["global", "local"], 1]]}),

@@ -42,7 +42,7 @@ REFUSED = {
     "inkling_text": "a bias of its own",
     "doge": "an attention mask of its own",
     "gpt_neo": "position embeddings are learned",
-    "roformer": "computes attention itself",
+    "roformer": "computes with its attention mask itself",
     "rwkv": "no attention layer",
     "recurrent_gemma": "changes with the position",
     "hunyuan_vl, an image": "which is no rotation",

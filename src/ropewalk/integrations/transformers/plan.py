@@ -150,9 +150,10 @@ class Unchanged:
 
     def attend(self, module: nn.Module, *tensors: Any, **arguments: Any) -> tuple[Tensor, Any]:
         """As an attention function in transformers' sense."""
-        # The eager one is in the module's own file.
-        own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", sdpa_attention_forward)
-        function = ALL_ATTENTION_FUNCTIONS.get_interface(self.implementation, own)
+        default = sdpa_attention_forward
+        if self.implementation == "eager":  # which is in the module's own file
+            default = getattr(sys.modules[type(module).__module__], "eager_attention_forward", default)
+        function = ALL_ATTENTION_FUNCTIONS.get_interface(self.implementation, default)
         output: tuple[Tensor, Any] = function(module, *tensors, **arguments)
         return output
 

@@ -166,7 +166,9 @@ def probe(
             axis_of_pair=axis_of_pair,
         )
         if layers.setdefault(call.module, layer) != layer:
-            raise UnsupportedModelError(f"{name} of {type(model).__name__} attends in two different ways")
+            raise UnsupportedModelError(
+                f"{name} of {type(model).__name__} attends in two different ways; {refusals.AS_IT_IS}"
+            )
     return _with_cross_attention(model, list(layers.values()))
 
 
@@ -191,8 +193,9 @@ def _with_cross_attention(model: PreTrainedModel, layers: list[ProbedLayer]) -> 
 
 
 def _is_cross_attention(module: nn.Module) -> bool:
-    beside = _BESIDE_THE_TEXT & inspect.signature(module.forward).parameters.keys()
-    return bool(beside) and type(module).__name__.endswith("Attention") and hasattr(module, "config")
+    if not (type(module).__name__.endswith("Attention") and hasattr(module, "config")):
+        return False
+    return not _BESIDE_THE_TEXT.isdisjoint(inspect.signature(module.forward).parameters)
 
 
 def check_decoder(model: PreTrainedModel) -> None:
@@ -245,7 +248,7 @@ def _adds_positions(model: PreTrainedModel) -> bool:
 def _without_calls(model: PreTrainedModel) -> str:
     """Why nothing of a model came to the attention interface."""
     kind = type(model).__name__
-    return refusals.own_attention(f"a layer of {kind}") if _weighs_tokens(model) else refusals.without_attention(kind)
+    return refusals.own_attention(kind) if _weighs_tokens(model) else refusals.without_attention(kind)
 
 
 def _weighs_tokens(model: PreTrainedModel) -> bool:
@@ -437,7 +440,7 @@ def _capture(
     if sliding_window not in (None, window):
         raise UnsupportedModelError(
             f"{type(module).__name__} sees {window or 'all'} keys by its mask and {sliding_window} by its sliding "
-            "window: such a pattern is not supported"
+            f"window: such a pattern cannot be extended; {refusals.AS_IT_IS}"
         )
     # Where the module itself says nothing, the mask alone counts.
     calls.append(_Call(module, query, key, value, window, chunk))
@@ -472,10 +475,14 @@ def _forward(model: PreTrainedModel, tokens: Tensor, positions: Tensor | None) -
     except _OwnAttentionError as error:
         token = _without_masks.set(True)
         try:
-            _forward(model, tokens, positions)
+            model(input_ids=tokens, use_cache=False, **at)
+        except (UnsupportedModelError, torch.OutOfMemoryError):
+            raise  # says more
+        except Exception:  # not every model does without a mask
+            pass
         finally:
             _without_masks.reset(token)
-        raise _OwnAttentionError(refusals.own_attention(f"{_raised_in(error)} of {type(model).__name__}")) from error
+        raise _OwnAttentionError(refusals.own_use_of_mask(f"{_raised_in(error)} of {type(model).__name__}")) from error
     except (UnsupportedModelError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a model does with what it did not expect
@@ -539,6 +546,7 @@ class _Rotaries:
             f"{self.name(short.module)} of {type(self._model).__name__} does not rotate its keys by any inverse "
             f"frequencies found in the model ({', '.join(self._candidates)}): R(c) k_p = k_(p+c) "
             + (finding if best < float("inf") else f"fits none of them, in heads of {short.key.shape[-1]} dimensions")
+            + f"; {refusals.AS_IT_IS}"
         )
 
     def _hypotheses(
@@ -578,7 +586,7 @@ class _Rotaries:
             raise UnsupportedModelError(
                 f"{self.name(call.module)} of {type(self._model).__name__} rotates differently past position "
                 f"{positions[1]} than before (off by {error:.2g} of a key's size): cached keys cannot be re-rotated "
-                f"when frequencies or scales change with the length (rope_parameters: {parameters})"
+                f"when frequencies or scales change with the length (rope_parameters: {parameters}); {refusals.AS_IT_IS}"
             )
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-_AS_IT_IS = "use it as it is, up to the length that it was trained on"
+AS_IT_IS = "use it as it is, up to the length that it was trained on"
 _LONGER = "give it longer texts as it is"
 _IN_PARTS = "cut longer texts into parts, or use a decoder with rotary embeddings"
 _TEXT_ALONE = "an extended model reads text alone, from left to right"
@@ -34,14 +34,14 @@ def not_causal_mask() -> str:
 def sparse(model: str, indexer: str) -> str:
     return (
         f"{model} has sparse attention: its indexers ({indexer}) choose the keys of each query by scores of their own, "
-        f"which a position map does not reach; {_AS_IT_IS}"
+        f"which a position map does not reach; {AS_IT_IS}"
     )
 
 
 def compressed(attention: str, keys: int, tokens: int) -> str:
     return (
         f"{attention} attends to {keys} keys of a text of {tokens} tokens (compressed or added ones), and only "
-        f"attention to one key a token can be extended; {_AS_IT_IS}"
+        f"attention to one key a token can be extended; {AS_IT_IS}"
     )
 
 
@@ -69,28 +69,35 @@ def learned(model: str) -> str:
 def bias(attention: str, name: str) -> str:
     return (
         f"{attention} adds a bias of its own to its scores ({name}), which follows distances and is neither a rotary "
-        f"embedding nor ALiBi, so a position map would leave it where it was; {_AS_IT_IS}"
+        f"embedding nor ALiBi, so a position map would leave it where it was; {AS_IT_IS}"
     )
 
 
 def unknown_argument(attention: str, name: str) -> str:
     return (
         f"{attention} gives transformers' AttentionInterface a tensor that Ropewalk's attention would ignore ({name}); "
-        f"{_AS_IT_IS}"
+        f"{AS_IT_IS}"
     )
 
 
 def own_mask(attention: str) -> str:
     return (
         f"{attention} makes an attention mask of its own, from what the tokens hold or where they are, and only "
-        f"attention to all keys, or to those in a sliding window, can be extended; {_AS_IT_IS}"
+        f"attention to all keys, or to those in a sliding window, can be extended; {AS_IT_IS}"
     )
 
 
-def own_attention(attention: str) -> str:
+def own_use_of_mask(module: str) -> str:
     return (
-        f"{attention} computes attention itself, without transformers' AttentionInterface, so nothing can be put in "
-        f"its place; {_AS_IT_IS}"
+        f"{module} computes with its attention mask itself, outside of transformers' AttentionInterface, so nothing can "
+        f"be put in its place; {AS_IT_IS}"
+    )
+
+
+def own_attention(model: str) -> str:
+    return (
+        f"the attention of {model} does not go through transformers' AttentionInterface, so nothing can be put in its "
+        f"place; {AS_IT_IS}"
     )
 
 
@@ -98,7 +105,7 @@ def positions_elsewhere(layer: str, model: str) -> str:
     return (
         f"what {layer} of {model} is given for the same token changes with the position, by other means than a rotary "
         "embedding (recurrent layers that begin anew at position 0, embeddings that are added), so that the rotation "
-        f"of its keys cannot be measured; {_AS_IT_IS}"
+        f"of its keys cannot be measured; {AS_IT_IS}"
     )
 
 
