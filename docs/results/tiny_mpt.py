@@ -80,7 +80,7 @@ def main(
     folder: Annotated[Path, typer.Argument(help="Where the model and the passages go.")],
     book: Annotated[Path | None, typer.Option(help="A text file. [default: Alice's Adventures in Wonderland]")] = None,
     window: Annotated[int, typer.Option(min=2, help="Tokens that the model is trained on.")] = 256,
-    steps: Annotated[int, typer.Option(min=20)] = 800,
+    steps: Annotated[int, typer.Option(min=20, help="More learn a book of this length by heart.")] = 240,
     batch: Annotated[int, typer.Option(min=1, help="Stretches of text a step.")] = 8,
     seed: int = 0,
 ) -> None:
