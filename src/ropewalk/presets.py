@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from ropewalk.files import printable, read_bytes, replacing
-from ropewalk.maps import PositionMap, from_dict
+from ropewalk.maps import MAPS, PositionMap, from_dict
 from ropewalk.maps.numbers import whole
 from ropewalk.maps.query_scaling import QueryScaling, QueryScalingKind
 from ropewalk.names import unknown
@@ -133,7 +133,13 @@ class Preset:
 
         Raises:
             OSError: the file cannot be written.
+            ValueError: its map is of a kind that no name stands for, so that nobody could read it.
         """
+        if MAPS.get(self.position_map.name) is not type(self.position_map):
+            raise ValueError(
+                f"{self.position_map} is of no kind in ropewalk.MAPS, by whose names files are read: offer it through "
+                "the entry point group 'ropewalk.maps'"
+            )
         with replacing(Path(path)) as unfinished:
             unfinished.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
@@ -190,6 +196,8 @@ def read_preset(preset: Preset | str | os.PathLike[str]) -> Preset:
             if preset.lower() in (entry.preset.name, *entry.models):
                 return entry.preset
     path = Path(preset)
+    if not os.fspath(preset):
+        raise ValueError("preset must be the name of one or a path, got ''")
     if isinstance(preset, str) and path.name == preset and not preset.endswith(".json") and not path.exists():
         raise ValueError(f"{unknown('preset', preset, built_in())}; or name a file, such as ./{FILE_NAME}")
     return Preset.load(path)

@@ -202,7 +202,6 @@ CHANGES = {
     "crop and in place": lambda cache: (cache.crop(-5), _in_place(cache)),
     "in place and crop": lambda cache: (_in_place(cache), cache.crop(-5)),
     "reorder and crop": lambda cache: (cache.reorder_cache(torch.tensor([1, 0])), cache.crop(-5)),
-    "less": lambda cache: _assigned(cache, lambda x: x[:, :, 5:]),
     "back and forth": lambda cache: (
         cache.reorder_cache(torch.tensor([1, 0])),
         cache.reorder_cache(torch.tensor([1, 0])),

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a forward pass of an extended model is given: taken, or refused before anything is computed."""
 
+import copy
+import threading
+
 import pytest
 import torch
 from test_transformers_padding import counted, left_padded, rows
@@ -23,7 +26,9 @@ from transformers import (
 
 import ropewalk
 from ropewalk.integrations.transformers.inputs import Inputs
-from ropewalk.testing import tiny_model
+from ropewalk.testing import TINY_MODELS, tiny_model
+from ropewalk.testing.models import ALIBI_MODELS
+from ropewalk.testing.zoo import ZOO
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:a text of")
 
@@ -171,9 +176,9 @@ def test_a_cache_of_an_image_that_lost_rows_or_positions(multimodal):
         following = of_an_image(60)[..., -1:] + 1
         with pytest.raises(ValueError, match="pass position_ids as well"):
             model.model.language_model(ids[:, :1].expand(2, -1), past_key_values=cache)
-        cache.batch_select_indices(torch.tensor([0]))
-        with pytest.raises(ValueError, match="positions are known of 60 of 2: it was changed since it was read"):
-            model(ids[:, :1], position_ids=following, past_key_values=cache)
+        cache.layers[0].keys = cache.layers[0].keys + 1
+        with pytest.raises(ValueError, match="holds 60 keys, and not the first 60 that it held"):
+            model(ids[:, :1].expand(2, -1), position_ids=following.expand(-1, 2, -1), past_key_values=cache)
 
 
 def test_a_thinned_cache_whose_positions_are_told():
@@ -203,9 +208,19 @@ def test_a_thinned_cache_whose_positions_are_told():
         extension.keep_positions(cache, torch.arange(50)[None])
         found = logits(model, ids[:, 50:], position_ids=positions, past_key_values=cache)
         assert_close(found, logits(model, ids)[:, 50:], **CLOSE)
-        for wrong in (keep, keep[None], torch.arange(60)[None].float()):
-            with pytest.raises(ValueError, match=r"positions must be int64, \(batch, 60\)"):
+        three = torch.arange(60)[None, :, None].expand(-1, -1, 3)
+        for wrong in (keep, keep[None], torch.arange(60)[None].float(), [[*range(60)]], None, three):
+            with pytest.raises(ValueError, match=r"positions must be an int64 tensor, \(batch, 60\)"):
                 extension.keep_positions(cache, wrong)
+        with pytest.raises(ValueError, match="positions must be 0 or more, got -1"):
+            extension.keep_positions(cache, torch.arange(60)[None] - 1)
+        with pytest.raises(ValueError, match="cache must be one of transformers' caches, got NoneType"):
+            extension.keep_positions(None, keep[None])
+    with pytest.raises(ValueError, match="is not extended"):
+        extension.keep_positions(cache, keep[None])
+    extension = ropewalk.extend(ALIBI_MODELS["mpt"].build(64), MAP)
+    with pytest.raises(ValueError, match="an ALiBi model takes no position_ids"):
+        extension.keep_positions(cache, keep[None])
 
 
 @over_multimodal
@@ -258,8 +273,74 @@ def test_caches_whose_slots_are_not_positions_are_refused(kept, new, masked):
         pruned(cache, torch.tensor(KEPT[kept]))
         more = {"attention_mask": torch.ones(1, slots + new, dtype=torch.long)} if masked else {}
         positions = torch.arange(50, 50 + new)[None]
-        with pytest.raises(ValueError, match=f"go on at 50, and the cache holds {slots} slots before them"):
+        with pytest.raises(ValueError, match=f"holds {slots} keys, and not the first {slots} that it held"):
             model(ids[:, :new], position_ids=positions, past_key_values=cache, **more)
+
+
+CROPS = {
+    "crop": lambda cache: cache.crop(-5),
+    "a copy, crop": lambda cache: copy.deepcopy(cache).crop(-5),
+    "reorder, crop": lambda cache: (cache.reorder_cache(torch.tensor([1, 0])), cache.crop(-5)),
+    "select, crop": lambda cache: (cache.batch_select_indices(torch.tensor([1])), cache.crop(-5)),
+    "repeat, crop": lambda cache: (cache.batch_repeat_interleave(2), cache.crop(-5)),
+    "crop and copy": lambda cache: pruned(cache, slice(0, 55)),
+    "reset": lambda cache: cache.crop(-60),
+}
+
+
+@pytest.mark.parametrize("change", CROPS)
+def test_a_cache_that_lost_its_last_keys_goes_on(change):
+    model, ids = shared("llama"), text(60, batch=2)
+    with extended("llama"):
+        cache = DynamicCache(config=model.config)
+        model(ids, past_key_values=cache)
+        CROPS[change](cache)
+        assert logits(model, text(4, batch=len(cache.layers[0].keys)), past_key_values=cache).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["llama", "mpt", "falcon", "gptj"])
+@pytest.mark.parametrize("kept", KEPT)
+def test_pruned_caches_are_refused_where_no_positions_are_given(name, kept):
+    """The model would go on from the number of slots."""
+    model, ids = {**TINY_MODELS, **ALIBI_MODELS}[name].build(64), text(50)
+    with ropewalk.extend(model, MAP, trained_window=64) as extension:
+        cache = DynamicCache(config=model.config)
+        model(ids, past_key_values=cache)
+        pruned(cache, torch.tensor(KEPT[kept]))
+        for new in (1, 3):
+            with pytest.raises(ValueError, match=f"holds {len(KEPT[kept])} keys, and not the first"):
+                model(ids[:, :new], past_key_values=cache)
+        if name != "mpt":
+            extension.keep_positions(cache, torch.tensor(KEPT[kept])[None])
+            model(ids[:, :3], position_ids=torch.arange(50, 53)[None], past_key_values=cache)
+            pruned(cache, slice(2, None))
+            with pytest.raises(ValueError, match="and not the first"):
+                model(ids[:, :1], position_ids=torch.tensor([[53]]), past_key_values=cache)
+
+
+def test_layers_that_slide_do_not_hide_what_others_lost():
+    """They count the tokens that they have seen, in Gemma's order in the first layer."""
+    model, ids = shared("gemma3"), text(60)
+    assert model.config.layer_types[0] == "sliding_attention"
+    following = {"position_ids": torch.arange(50, 60)[None]}
+
+    def cut(keep):
+        cache = DynamicCache(config=model.config)
+        model(ids[:, :50], past_key_values=cache)
+        layer = cache.layers[1]
+        layer.keys, layer.values = layer.keys[:, :, keep], layer.values[:, :, keep]
+        return cache
+
+    with extended("gemma3") as extension:
+        for given in ({}, following):
+            with pytest.raises(ValueError, match="holds 24 keys, and not the first 24"):
+                model(ids[:, 50:], past_key_values=cut(torch.tensor(KEPT["the middle is gone"])), **given)
+        # All of them, in another order: whether a key is told its position is all that counts.
+        order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
+        extension.keep_positions(cache := cut(order), order[None])
+        assert_close(
+            logits(model, ids[:, 50:], past_key_values=cache, **following), logits(model, ids)[:, 50:], **CLOSE
+        )
 
 
 def as_on_a_device(model):
@@ -286,7 +367,7 @@ def test_pruned_caches_are_refused_on_a_device(kept):
         assert_close(logits(model, ids[:, 47:48], position_ids=position, past_key_values=cache), parts[1], **CLOSE)
         logits(model, ids[:, 48:50], past_key_values=cache)
         pruned(cache, torch.tensor(KEPT[kept]))
-        with pytest.raises(ValueError, match=f"go on at 50, and the cache holds {len(KEPT[kept])} slots"):
+        with pytest.raises(ValueError, match=f"holds {len(KEPT[kept])} keys, and not the first"):
             model(ids[:, :1], position_ids=torch.tensor([[50]]), past_key_values=cache)
 
 
@@ -457,3 +538,199 @@ def test_arguments_by_position():
         model.model(ids, None, torch.arange(50)[None], cache)
         with pytest.raises(ValueError, match="go on at 60, and the cache holds 50 slots"):
             model.model(ids[:, :3], None, torch.arange(60, 63)[None], cache)
+
+
+UNSEEN = {  # whose attention modules are not given the positions
+    "falcon, rotary": "an adapter",
+    "gptj": "an adapter, a table",
+    "codegen": "an adapter, a table",
+    "gpt_neox_japanese": "an adapter",
+    "persimmon": "a part of each head",
+    "llama4_text": "chunks in most layers",
+    "qwen2_vl": "axes",
+    "glm4v": "axes",
+    "llama": "given them",
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_positions_that_do_not_count_tokens_are_refused_whoever_is_given_them(name):
+    model, ids, count = ZOO[name].tiny.build(64), text(40) % 90, torch.arange(40)[None]
+    mask = torch.ones_like(ids)
+    mask[:, 10:16] = 0
+    with ropewalk.extend(model, MAP, trained_window=64):
+        expected = logits(model, ids)
+        assert_close(logits(model, ids, position_ids=count), expected, **CLOSE)
+        for wrong in (torch.where(count > 20, count + 5, count), 2 * count, torch.where(count > 20, count - 21, count)):
+            with pytest.raises(ValueError, match="position_ids must count the tokens of each row one by one"):
+                logits(model, ids, position_ids=wrong)
+        with pytest.raises(
+            ValueError, match=r"pass position_ids that count the tokens|must count the tokens of each row"
+        ):
+            logits(model.get_decoder(), ids, attention_mask=mask)
+        if name != "llama4_text":  # whose chunks are transformers', which has them count slots
+            counting = (mask.cumsum(1) - 1).clamp(min=0)
+            found = logits(model, ids, attention_mask=mask, position_ids=counting)[:, mask[0].bool()]
+            assert_close(found, logits(model, ids[:, mask[0].bool()]), **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["gptj", "codegen"])
+def test_a_text_past_a_table_is_told_by_its_length(name):
+    with extended(name, ropewalk.SelfExtend(4, 8)), pytest.raises(ropewalk.LengthError, match="300 tokens is past"):
+        shared(name)(text(300))
+    with extended(name, ropewalk.SelfExtend(4, 8), enforce_limit=False):
+        tables = [module.embed_positions for module in shared(name).modules() if hasattr(module, "embed_positions")]
+        with pytest.raises(ValueError, match=f"past the table of rotations for {len(tables[0])} positions"):
+            shared(name)(text(len(tables[0]) + 1))
+
+
+@pytest.mark.parametrize("name", ["llama", "gptj", "codegen", "gpt-neox-japanese", "falcon", "bloom", "mpt"])
+def test_attention_dropout_is_refused_in_every_model(name):
+    names = ("attn_pdrop", "attention_dropout")
+    tiny = {**TINY_MODELS, **ALIBI_MODELS}[name]
+    config = tiny.build(64).config
+    changes = {one: 0.5 for one in names if hasattr(config, one)} or {"attn_config": {"attn_pdrop": 1}}
+    model = tiny.build(64, **changes)
+    with ropewalk.extend(model, MAP, trained_window=64):
+        model.train()
+        with pytest.raises(ValueError, match=r"attention dropout of (0\.5|1\.0) is not supported"):
+            model(text(20))
+
+
+def image_cache(model, rows=1):
+    cache = DynamicCache(config=model.config)
+    ids = text(60, batch=rows)
+    model(ids, position_ids=of_an_image(60).expand(-1, rows, -1), past_key_values=cache)
+    return cache
+
+
+FOLLOWING = torch.tensor(int(of_an_image(60).max()) + 1) + torch.arange(4).expand(3, 1, -1)
+
+
+@over_multimodal
+def test_positions_of_images_follow_the_rows_of_a_cache(name, multimodal):
+    """Rows that were put in another order, chosen, or repeated, as by beam search."""
+    model, new = multimodal(name), text(4, batch=2, seed=1)
+    where = torch.cat((of_an_image(60), torch.arange(60).expand(3, 1, -1)), dim=1)
+    following = torch.cat((FOLLOWING, 60 + torch.arange(4).expand(3, 1, -1)), dim=1)
+    with ropewalk.extend(model, MAP):
+
+        def read(change, rows):
+            cache = DynamicCache(config=model.config)
+            model(text(60, batch=2), position_ids=where, past_key_values=cache)
+            change(cache)
+            return logits(model, new[rows], position_ids=following[:, rows], past_key_values=cache)
+
+        expected = read(lambda cache: None, [0, 1])
+        assert_close(read(lambda cache: cache.reorder_cache(torch.tensor([1, 0])), [1, 0]), expected[[1, 0]], **CLOSE)
+        assert_close(read(lambda cache: cache.batch_select_indices(torch.tensor([1])), [1]), expected[[1]], **CLOSE)
+        repeated = read(lambda cache: cache.batch_repeat_interleave(2), [0, 0, 1, 1])
+        assert_close(repeated, expected[[0, 0, 1, 1]], **CLOSE)
+
+
+@over_multimodal
+def test_positions_that_are_told_on_one_axis_are_those_of_all(name, multimodal):
+    model, ids = multimodal(name), text(60)
+    where = torch.cat((torch.arange(20).expand(3, 1, -1), 20 + of_an_image(40)), dim=2)
+    with ropewalk.extend(model, MAP) as extension:
+        expected = logits(model, ids, position_ids=where)[:, 20:]
+        for told in (torch.arange(20)[None], torch.arange(20)[None, :, None].expand(-1, -1, 3)):
+            cache = DynamicCache(config=model.config)
+            model(ids[:, :20], past_key_values=cache)
+            extension.keep_positions(cache, told)
+            assert_close(
+                logits(model, ids[:, 20:], position_ids=where[..., 20:], past_key_values=cache), expected, **CLOSE
+            )
+        with pytest.raises(ValueError, match="position_ids must be 0 or more, got -1"):
+            model(ids, position_ids=where - 1)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_an_emptied_cache_of_an_image_takes_a_text(kind, multimodal):
+    model, ids = multimodal("qwen2-vl"), text(50)
+    text_config = model.config.get_text_config()
+    cache = DynamicCache(config=text_config) if kind == "dynamic" else StaticCache(config=text_config, max_cache_len=90)
+    with ropewalk.extend(model, MAP):
+        model(text(60), position_ids=of_an_image(60), past_key_values=cache)
+        cache.crop(-60) if kind == "dynamic" else cache.reset()
+        found = logits(model, ids, position_ids=torch.arange(50).expand(3, 1, -1), past_key_values=cache)
+        assert_close(found, logits(model, ids), **CLOSE)
+
+
+@over_multimodal
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradients_of_images_under_checkpointing(name, reentrant, multimodal):
+    """What is computed anew for its gradient is computed where it was, though another pass came between; in another
+    thread too, as on a GPU."""
+    model, ids = multimodal(name), text(60)
+    other = torch.cat(
+        (of_an_image(60)[..., 30:] - of_an_image(60)[..., 30:].min(), of_an_image(60)[..., :30] + 80), dim=2
+    )
+    weight = model.model.language_model.layers[0].self_attn.q_proj.weight
+
+    def gradient(checkpointing):
+        model.zero_grad()
+        model.train()
+        weight.requires_grad_()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        hook = model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_())
+        try:
+            with torch.enable_grad():
+                one = model(ids, position_ids=of_an_image(60), use_cache=False).logits.square().mean()
+                two = model(ids, position_ids=other, use_cache=False).logits.square().mean()
+                thread = threading.Thread(target=(one + 2 * two).backward)
+                thread.start()
+                thread.join()
+            return weight.grad.clone()
+        finally:
+            hook.remove()
+            model.gradient_checkpointing_disable()
+            model.eval()
+            model.requires_grad_(False)
+
+    with ropewalk.extend(model, MAP, enforce_limit=False):
+        expected = gradient(False)
+        assert expected.abs().max() > 0
+        assert_close(gradient(True), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_compiled_passes_see_positions_that_are_no_slots(multimodal):
+    """They are refused, whatever is read: by an image before, by keys that are gone, by a mask with gaps."""
+    torch._dynamo.reset()
+    model, ids = multimodal("qwen2-vl"), text(4, seed=1)
+    compiled = torch.compile(model, backend="eager")
+    with ropewalk.extend(model, MAP):
+        for tokens in (1, 4):
+            with pytest.raises(
+                ValueError, match=r"positions are not their slots, and torch\.compile traces text alone"
+            ):
+                compiled(ids[:, :tokens], position_ids=FOLLOWING[..., :tokens], past_key_values=image_cache(model))
+    torch._dynamo.reset()
+    model, keep = shared("llama"), torch.tensor(KEPT["the middle is gone"])
+    compiled = torch.compile(model, backend="eager")
+    with extended("llama") as extension:
+        for told in (False, True):
+            for tokens in (1, 4):
+                cache = DynamicCache(config=model.config)
+                model(text(50), past_key_values=cache)
+                pruned(cache, keep)
+                if told:
+                    extension.keep_positions(cache, keep[None])
+                positions = torch.arange(50, 50 + tokens)[None]
+                with pytest.raises(
+                    ValueError, match="traces text alone" if told else "go on at 50, and the cache holds 24"
+                ):
+                    compiled(ids[:, :tokens], position_ids=positions, past_key_values=cache)
+    torch._dynamo.reset()
+    model = ZOO["falcon, rotary"].tiny.build(64)
+    compiled = torch.compile(model, backend="eager")
+    gaps = torch.ones(1, 40, dtype=torch.long)
+    gaps[:, 10:16] = 0
+    with ropewalk.extend(model, MAP, trained_window=64):
+        assert_close(compiled(text(40) % 90).logits, logits(model, text(40) % 90), **CLOSE)
+        with pytest.raises(ValueError, match="attention_mask has gaps"):
+            compiled(text(40) % 90, attention_mask=gaps)
+        with pytest.raises(ValueError, match="position_ids must count the tokens"):
+            compiled(text(40) % 90, position_ids=2 * torch.arange(40)[None])
+    torch._dynamo.reset()

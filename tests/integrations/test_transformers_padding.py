@@ -108,7 +108,7 @@ def test_a_gap_whose_slots_are_counted_is_refused():
             mask[:, gap] = 0
             cache = DynamicCache(config=model.config)
             model(ids[:, :10], attention_mask=mask[:, :10], past_key_values=cache)
-            with pytest.raises(ValueError, match="position_ids must count the tokens"):
+            with pytest.raises(ValueError, match="pass position_ids that count the tokens"):
                 model(ids[:, 10:], attention_mask=mask, past_key_values=cache)
 
 

@@ -25,6 +25,21 @@ class Span:
     queries: Slots
     keys: Slots
 
+    @property
+    def count(self) -> int:
+        """Keys."""
+        return _count(self.keys)
+
+    @property
+    def count_queries(self) -> int:
+        """Queries."""
+        return _count(self.queries)
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether slots without a token lie between the keys."""
+        return isinstance(self.keys, Tensor)
+
 
 @dataclass(eq=False)
 class Step:
@@ -153,6 +168,10 @@ def left_padding(key_mask: Tensor, end: int | Tensor) -> tuple[Tensor, Tensor, T
     count = seen.sum(dim=1)
     first_slots = end - count
     return first_slots + count, first_slots, (seen & (slots < first_slots[:, None])).any()
+
+
+def _count(slots: Slots) -> int:
+    return slots.stop - slots.start if isinstance(slots, slice) else len(slots)
 
 
 def _slots(indices: Tensor, device: torch.device) -> Slots:

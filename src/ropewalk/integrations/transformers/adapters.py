@@ -42,8 +42,16 @@ class _Method:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Any, scale: float) -> Tensor:
         """By the interface: (batch, heads, tokens, head_dim) each, returns (batch, tokens, heads, head_dim)."""
         function = ALL_ATTENTION_FUNCTIONS[self.model.config._attn_implementation]
-        output: Tensor = function(self.module, query, key, value, mask, scaling=scale)[0]
+        dropout = _dropout(self.module) if self.module.training else 0.0
+        output: Tensor = function(self.module, query, key, value, mask, scaling=scale, dropout=dropout)[0]
         return output
+
+
+def _dropout(module: Any) -> float:
+    """Share of the weights that a module leaves out while it is trained, under the names that they have for it."""
+    names = ("attn_dropout", "attention_dropout", "attn_dropout_p")
+    found = next(getattr(module, name) for name in names if hasattr(module, name))
+    return float(getattr(found, "p", found))
 
 
 def _after_rotation(
@@ -223,6 +231,12 @@ def adapt(model: PreTrainedModel, rows: int, changes: Changes) -> dict[nn.Module
                 tables[key] = _lengthened(table, rows)
             changes.set(module, "embed_positions", tables[key])
     return found
+
+
+def rows_of_tables(model: PreTrainedModel) -> int | None:
+    """Positions that the model can look its rotations up for, where it does so."""
+    tables = [module._buffers.get("embed_positions") for module in model.modules() if has_adapter(module)]
+    return min((len(table) for table in tables if table is not None), default=None)
 
 
 def table_frequencies(table: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import os
@@ -18,8 +19,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from ropewalk.integrations.transformers import axes, functions, models, probe, weights
-from ropewalk.integrations.transformers.adapters import adapt
+from ropewalk.integrations.transformers import functions, models, probe, weights
+from ropewalk.integrations.transformers.adapters import adapt, rows_of_tables
 from ropewalk.integrations.transformers.changes import Changes, own_configurations
 from ropewalk.integrations.transformers.far_keys import far_keys_cache
 from ropewalk.integrations.transformers.frequencies import hold
@@ -91,6 +92,7 @@ class Extension:
     _changes: Changes = field(default_factory=Changes, repr=False)
     _watch: Watch | None = field(default=None, repr=False)
     _hooks: list[RemovableHandle] = field(default_factory=list, repr=False)
+    _inputs: Inputs | None = field(default=None, repr=False)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A copy may come to life in another process, whose transformers knows nothing of this one's functions.
@@ -147,12 +149,16 @@ class Extension:
             positions: int64, (batch, slots), or (batch, slots, axes) for images.
 
         Raises:
-            ValueError: they are not as many as the cache has slots.
+            ValueError: the model is not extended any more, takes no `position_ids`, or they are not as many as the
+                cache has slots.
         """
-        axes.keep(cache, positions)
+        if not self._attached or self._inputs is None:
+            raise ValueError(f"this {type(self.model).__name__} is not extended")
+        self._inputs.keep(cache, positions)
 
     def attention_weights(self, queries: Sequence[int]) -> AbstractContextManager[dict[str, Tensor]]:
-        """What chosen tokens of the next forward pass attend to, in every layer, as the specification computes it.
+        """What chosen tokens of the next forward pass attend to, as the specification computes it: in every layer but
+        those that transformers goes on computing (attention in chunks, cross-attention).
 
         `with handle.attention_weights([-1]) as weights: model(ids)` fills `weights` by the layers' names: float32,
         (batch, heads, chosen tokens, key slots); each row sums to 1, but for what sinks take. Costs one row of scores a
@@ -164,9 +170,14 @@ class Extension:
         Raises:
             ValueError: the model is not extended any more, or an index is no whole number.
             IndexError: at the pass, which has no such token.
+            RuntimeError: at the end of the block, in which the model read nothing (or compiled, or in another thread).
         """
         if not self._attached:
             raise ValueError(f"this {type(self.model).__name__} is not extended")
+        if isinstance(queries, Tensor):
+            queries = queries.tolist()
+        if not isinstance(queries, Sequence) or isinstance(queries, str) or not queries:
+            raise ValueError(f"queries must be a list of indices of tokens, such as [-1], got {queries!r}")
         return weights.recorded(self.model, [whole("queries", one) for one in queries])
 
     def restore(self) -> None:
@@ -298,9 +309,10 @@ def extend(
     maps = _choose_maps(model, position_map, target_length, window, preset)
     for one in maps:
         one.check()
-    limits = Limits(maps, window, enforced=enforce_limit)
-    if target_length is not None:
-        limits.check(target_length)
+    # Which of several go for layers that are extended is known once the model is measured.
+    of_layers = isinstance(position_map, list | tuple)
+    if target_length is not None and not of_layers:
+        Limits(maps, window, enforced=enforce_limit).check(target_length)
     scaling = None if query_scaling is None else QueryScaling(query_scaling, window)
 
     probe.register_functions()
@@ -309,10 +321,10 @@ def extend(
     hooks: list[RemovableHandle] = []
     try:
         hold(model, window, changes)
-        reach = limits.max_length if enforce_limit else math.inf
+        reach = max(one.max_length(window) for one in maps) if enforce_limit else math.inf
         slopes = adapt(model, probe.farthest(window, reach) + 1, changes)
         probed = probe.probe(model, window, reach, slopes)
-        if len(maps) == 1:
+        if not of_layers:
             maps *= len(probed)
         elif len(maps) != len(probed):
             raise ValueError(
@@ -324,6 +336,8 @@ def extend(
         measured = [layer for layer in probed if not layer.is_cross]
         rotary = tuple(dict.fromkeys(map(_describe, {layer.rotary: layer for layer in measured}.values())))
         limits = Limits(tuple(layer.position_map for layer in layers if layer.position_map), window, enforce_limit)
+        if target_length is not None and of_layers:
+            limits.check(target_length)
         extension = Extension(
             model,
             limits.position_map,
@@ -442,20 +456,28 @@ def _switch(extension: Extension, probed: list[ProbedLayer], sliding_window: Sli
         if layer.frequencies is not None and layer.rotary is not None
     }
     extension._watch = Watch(model, around, frequencies)
-    inputs = Inputs(extension.impl == "fused", bool(disabled), _axes(probed, extension.layers))
+    extended = [layer for layer, decision in zip(probed, extension.layers, strict=True) if decision.extended]
+    inputs = Inputs(
+        extension._limits,
+        extension.impl == "fused",
+        bool(disabled),
+        getattr(extended[0].module, "layer_idx", None) or 0,
+        any(layer.slopes is None for layer in extended),
+        _axes(extended),
+        rows_of_tables(model),
+        tuple(inspect.signature(model.get_submodule(inner).forward).parameters),
+    )
+    extension._inputs = inputs
     hooks: list[tuple[str, Any, bool]] = [(inner, extension._watch, False), (inner, inputs, True)]
     if inner:
         hooks.append(("", Watch(model, paths(inner), {}), False))
     for name, hook, with_kwargs in hooks:
         extension._hooks.append(model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=with_kwargs))
-
-    if inputs.axes:
-        extension._hooks.append(model.get_submodule(inner).register_forward_hook(inputs.after))
+    extension._hooks.append(model.get_submodule(inner).register_forward_hook(inputs.after, with_kwargs=True))
 
 
-def _axes(probed: list[ProbedLayer], layers: tuple[Layer, ...]) -> int:
+def _axes(extended: list[ProbedLayer]) -> int:
     """Axes of the positions that all extended layers follow."""
-    extended = [layer for layer, decision in zip(probed, layers, strict=True) if decision.extended]
     counts = {layer.axes for layer in extended}
     return counts.pop() if len(counts) == 1 else 0
 

@@ -43,8 +43,10 @@ def far_keys_cache(model: PreTrainedModel) -> DynamicCache:
     reason = "no attention module says which layer of a cache is its own"
     for module in model.modules():
         plan: LayerPlan | Unchanged | None = vars(module).get(PLAN)
-        if not isinstance(plan, LayerPlan) or plan.limits is None or plan.rotary is None:
+        if not isinstance(plan, LayerPlan) or plan.limits is None:
             continue
+        if plan.rotary is None:
+            raise ValueError("far keys cannot be kept: the model has ALiBi, which turns no key")
         if why := _unsupported(model, plan):
             raise ValueError(f"far keys cannot be kept: {why}")
         index = getattr(module, "layer_idx", len(made.layers))

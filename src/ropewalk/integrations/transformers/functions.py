@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import sdpa_mask
 
 from ropewalk.integrations.transformers import axes, compiled, probe, weights
+from ropewalk.integrations.transformers.axes import Axes
 from ropewalk.integrations.transformers.far_keys import LAYER, FarKeysLayer
 from ropewalk.integrations.transformers.plan import PLAN, LayerPlan, Unchanged
 from ropewalk.integrations.transformers.watch import ModelChangedError
@@ -33,6 +34,9 @@ class LayoutMask(Layout):
     """A layout where transformers expects a mask: for static caches, `generate` makes it ahead of the forward pass."""
 
     ndim = 4  # as masks that are prepared have
+    # Positions of the pass that do not count tokens one by one: with the mask they come to every layer, to one that is
+    # computed anew for its gradient too.
+    axes: Axes | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -75,7 +79,7 @@ class LayoutMask(Layout):
             return self
         start = None if self.query_start is None else self.query_start + dropped
         kept = LayoutMask(self.query_length - dropped, self.key_length, start, self.key_mask)
-        kept.positions_checked = True  # by the layers before, on all queries
+        kept.positions_checked, kept.axes = True, self.axes  # by the layers before, on all queries
         return kept
 
 
@@ -117,7 +121,10 @@ def layout_mask(
     if key_mask is not None and isinstance(q_offset, Tensor):
         # A shape that grows would be a new graph at every step.
         key_mask = nn.functional.pad(key_mask, (0, kv_length - key_mask.shape[1]))
-    return LayoutMask(q_length, kv_length, query_start, key_mask)
+    made = LayoutMask(q_length, kv_length, query_start, key_mask)
+    if not torch.compiler.is_compiling():
+        made.axes = axes.current()
+    return made
 
 
 def _layout_or_chunks(*args: Any, local_size: int | None = None, **kwargs: Any) -> LayoutMask | Tensor | None:
@@ -160,35 +167,56 @@ def attention_forward(
     layout = _layout(attention_mask, query, key)
     if not torch.compiler.is_compiling():
         layer: FarKeysLayer | None = getattr(key, LAYER, None)
-        given = None if plan.limits is None else axes.current()
+        given = None if plan.limits is None else _axes(attention_mask)
         positions = None if given is None else given.positions(plan.axis_of_pair, query.shape[2], key)
         far_keys = None if layer is None or given else layer.view(plan, query, key, value, layout)
         call = plan.call(query, key, value, layout, s_aux, scaling, softcap, far_keys, positions)
         name = choose(call, plan.impl)
         step = step_of(call, name)
-        plan.check(call, step, position_ids)
+        plan.check(call, step, position_ids, given)
         output: Tensor = run(call, name, step)
         weights.note(module, call)
     else:
-        query_start = layout.query_start
-        if query_start is not None:
-            query_start = torch.as_tensor(query_start, device=query.device)
-        if plan.takes_step(plan.call(query, key, value, None, s_aux, scaling, softcap)):
-            if layout.traced_slots is None and not (query_start is None and layout.key_mask is None):
-                layout.traced_slots = compiled.step_slots(query_start, layout.key_mask, query.shape[0], key.shape[2])
-            lengths, first_slots = layout.traced_slots or (None, None)
-            step = Step(lengths, first_slots, None)
-            if plan.query_scaling is not None:
-                factors = plan.query_scaling(step.positions(key.shape[2], query.device))
-                query = query * factors.to(query.dtype)[:, None, None, None]
-            output = compiled.extended_step(
-                query, key, value, step.lengths, step.first_slots, s_aux, scaling, softcap, plan.handle
-            )
-        else:
-            output = compiled.extended_attention(
-                query, key, value, query_start, layout.key_mask, position_ids, s_aux, scaling, softcap, plan.handle
-            )
+        output = _traced(plan, layout, query, key, value, position_ids, s_aux, scaling, softcap)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _traced(
+    plan: LayerPlan,
+    layout: Layout,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    position_ids: Tensor | None,
+    sinks: Tensor | None,
+    scale: float | None,
+    softcap: float | None,
+) -> Tensor:
+    """The same in a graph of torch.compile: by operators that it does not trace into."""
+    query_start = layout.query_start
+    if query_start is not None:
+        query_start = torch.as_tensor(query_start, device=query.device)
+    if not plan.takes_step(plan.call(query, key, value, None, sinks, scale, softcap)):
+        output: Tensor = compiled.extended_attention(
+            query, key, value, query_start, layout.key_mask, position_ids, sinks, scale, softcap, plan.handle
+        )
+        return output
+    if layout.traced_slots is None and not (query_start is None and layout.key_mask is None):
+        layout.traced_slots = compiled.step_slots(query_start, layout.key_mask, query.shape[0], key.shape[2])
+    lengths, first_slots = layout.traced_slots or (None, None)
+    step = Step(lengths, first_slots, None)
+    if plan.query_scaling is not None:
+        factors = plan.query_scaling(step.positions(key.shape[2], query.device))
+        query = query * factors.to(query.dtype)[:, None, None, None]
+    stepped: Tensor = compiled.extended_step(
+        query, key, value, step.lengths, step.first_slots, sinks, scale, softcap, plan.handle
+    )
+    return stepped
+
+
+def _axes(mask: Layout | Tensor | None) -> Axes | None:
+    """Positions of the pass that a layer belongs to; some layers are given no mask."""
+    return mask.axes if isinstance(mask, LayoutMask) else axes.current()
 
 
 def _refuse(dropout: float, cache: Cache | None, output_attentions: bool | None, mask: Layout | Tensor | None) -> None:

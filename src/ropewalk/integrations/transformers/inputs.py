@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,43 +12,61 @@ from transformers.cache_utils import Cache
 
 from ropewalk.integrations.transformers import axes, refusals
 from ropewalk.integrations.transformers.axes import Axes
-from ropewalk.ops.layout import Layout
+from ropewalk.integrations.transformers.functions import LayoutMask
+from ropewalk.integrations.transformers.limits import Limits
+from ropewalk.integrations.transformers.plan import check_positions
+from ropewalk.ops.layout import Layout, Span
 
-# The attribute of a cache that says how many tokens the last forward pass left in it.
+# Attributes of a cache: how many tokens the last forward pass left in it, and the keys of the layer that is looked at.
 _LENGTH = "ropewalk_length"
+_LEFT = "ropewalk_left"
+# Numbers of a key by which it is known again.
+_TELLING = 4
+
+
+_TEXT_ALONE = (
+    "torch.compile traces text alone: call the model without it (`generate` with disable_compile=True, or without a "
+    "static cache), or restore it for these"
+)
 
 
 @dataclass
 class Inputs:
-    """A forward pre-hook (with keyword arguments) of the module that is given the tokens and makes the masks.
+    """A forward pre-hook, and by `after` a forward hook, of the module that is given the tokens and makes the masks.
 
     It reads nothing that lies on a device when there is one token a row, and the cache is as the last pass left it.
 
     Args:
+        limits: lengths to check before the model looks anything up by its positions.
         decodes_fused: whether impl="fused" takes decode steps on the CPU, as it does on CUDA devices.
         without_windows: whether the model's sliding windows are disabled.
+        layer: index in a cache of an extended layer.
+        turns: whether an extended layer turns its keys, by positions that the model is given.
         axes: of the positions of images and videos, if the model has such and every extended layer's are known.
+        rows: of the table that the model looks its rotations up in; None where it computes them.
+        parameters: names of what the module's forward takes, in their order.
     """
 
+    limits: Limits
     decodes_fused: bool
     without_windows: bool
+    layer: int = 0
+    turns: bool = True
     axes: int = 0
+    rows: int | None = None
+    parameters: tuple[str, ...] = ()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = {**dict(zip(self.parameters, args, strict=False)), **kwargs} if args else kwargs
         if torch.compiler.is_compiling():
-            positions, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
-            if positions is None or positions.ndim < 3 or positions.shape[-1] == 1:
-                return None
-            which = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-            return args, {**kwargs, "position_ids": _checked_axes(positions, which)}
-        given = {**dict(zip(_parameters(type(module).forward), args, strict=False)), **kwargs} if args else kwargs
+            return (), self._traced(given)
         tokens = given.get("input_ids")
         tokens = given.get("inputs_embeds") if tokens is None else tokens
         if tokens is None:
             return None
         axes.give(None)
         used, queries = given.get("past_key_values"), tokens.shape[1]
-        past: int | Tensor = used.get_seq_length() if isinstance(used, Cache) else 0
+        past: int | Tensor = used.get_seq_length(self.layer) if isinstance(used, Cache) else 0
         # A static cache counts on its device, and loses no keys.
         as_left = (isinstance(past, Tensor) or past == getattr(used, _LENGTH, 0)) and not hasattr(used, axes.KEPT)
         if not (queries == 1 and as_left and (self.decodes_fused or tokens.device.type != "cpu")):
@@ -60,17 +75,105 @@ class Inputs:
             setattr(used, _LENGTH, past + queries)
         return None
 
-    def _check(self, tokens: Tensor, positions: Tensor | None, mask: Any, used: Any, past: int) -> None:
-        found = self._axes(tokens, positions, mask, used, past)
-        axes.give(found)
-        if positions is not None and found is None:
-            text = _one_axis(positions, mask, refusals.axes_of_no_rotation())
-            if past and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
-                _check_follow(text.expand(len(tokens), -1), past, mask)
-        if isinstance(used, Cache):
-            self._check_cache(used, past + tokens.shape[1], tokens, mask)
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Notes on the cache what the pass left in it, and the positions of its keys where the pass itself made it."""
+        if torch.compiler.is_compiling():
+            return
+        found, made = axes.current(), getattr(output, "past_key_values", None)
+        axes.give(None)
+        if isinstance(made, Cache):
+            setattr(made, _LEFT, _keys(made, self.layer))
+            if found is not None:
+                setattr(made, axes.KEPT, found.keys)
 
-    def _axes(self, tokens: Tensor, positions: Tensor | None, mask: Any, used: Any, past: int) -> Axes | None:
+    def keep(self, cache: Cache, positions: Tensor) -> None:
+        """Notes the positions of a cache's keys, which are then no longer taken for its slots; see
+        `Extension.keep_positions`."""
+        if not isinstance(cache, Cache):
+            raise ValueError(f"cache must be one of transformers' caches, got {type(cache).__name__}")
+        if not self.turns:
+            raise ValueError("an ALiBi model takes no position_ids, so keys must not be missing from its caches")
+        axes.keep(cache, positions, int(cache.get_seq_length(self.layer)), self.axes)
+        setattr(cache, _LEFT, _keys(cache, self.layer))
+
+    def _traced(self, given: dict[str, Any]) -> dict[str, Any]:
+        """What the module is given in a graph of torch.compile, which checks it when it runs."""
+        positions, mask, used = (given.get(name) for name in ("position_ids", "attention_mask", "past_key_values"))
+        mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        name = next((one for one in ("position_ids", "input_ids", "inputs_embeds") if given.get(one) is not None), "")
+        if not name:
+            return given
+        past = used.get_seq_length(self.layer) if isinstance(used, Cache) else 0
+        if hasattr(used, axes.KEPT):
+            checked = _refused_positions(given[name])
+        elif positions is None and mask is None:
+            return given
+        elif isinstance(past, Tensor):
+            # A static cache loses no keys, and a CUDA graph reads nothing.
+            if given[name].shape[1] == 1 or (positions is not None and positions.shape[-1] == 1):
+                return given
+            checked = _checked_inputs(given[name], positions, mask, past, self.turns)
+        else:
+            # A tensor, or the graph would hold for this one length.
+            checked = _checked_inputs(given[name], positions, mask, torch.tensor(past), self.turns)
+        return {**given, name: checked}
+
+    def _check(self, tokens: Tensor, positions: Tensor | None, mask: Any, used: Any, past: int) -> None:
+        queries = tokens.shape[1]
+        if isinstance(used, Cache) and not past:
+            for attribute in (axes.KEPT, _LEFT, _LENGTH):  # it was emptied
+                vars(used).pop(attribute, None)
+        rows = self._rows(used, past) if isinstance(used, Cache) else None
+        found = self._axes(tokens, positions, mask, used, past, rows)
+        axes.give(found)
+        for prepared in mask.values() if isinstance(mask, dict) else (mask,):
+            if isinstance(prepared, LayoutMask):
+                prepared.axes = found
+        if found is None:
+            masks = [one[:, : past + queries] for one in _key_masks(mask) if one.shape[1] >= past + queries]
+            layout = Layout(queries, past + queries, past, masks[0] if masks else None)
+            spans = layout.spans(len(tokens))
+            self.limits.check(max((span.count for span in spans), default=0))
+            if self.turns:
+                _check_counts(spans, positions, mask, past, len(tokens))
+        if self.rows is not None and self.rows < past + queries:
+            raise ValueError(
+                f"a text of {past + queries} tokens is past the table of rotations for {self.rows} positions that the "
+                "model was given when it was extended: enforce_limit=False goes no further on this model"
+            )
+        if isinstance(used, Cache):
+            self._check_cache(used, past + queries, tokens, mask)
+
+    def _rows(self, used: Cache, past: int) -> Tensor | None:
+        """Which of the rows that the last pass left in a cache its rows are now; None where they are the same ones.
+
+        Looked at where keys are missing, and where their positions are kept beside them.
+
+        Raises:
+            ValueError: keys are missing other than from the end.
+        """
+        left, keys = getattr(used, _LEFT, None), _keys(used, self.layer)
+        if left is None or keys is None or (past >= getattr(used, _LENGTH, 0) and not hasattr(used, axes.KEPT)):
+            return None
+        if keys is left or (keys.data_ptr() == left.data_ptr() and keys.stride() == left.stride()):
+            return None  # a crop is a view
+        known = min(past, left.shape[2])
+        before, now = (x[:, 0, :known, :_TELLING].to(keys.device) for x in (left, keys))
+        if torch.equal(before, now):
+            return None
+        same = torch.stack([(before == row).flatten(1).all(dim=1) for row in now])  # (rows now, rows before)
+        if not same.any(dim=1).all():
+            how = "" if not self.turns else " with handle.keep_positions(cache, positions), and pass position_ids"
+            raise ValueError(
+                f"this cache holds {past} keys, and not the first {past} that it held after the last pass (it was "
+                "pruned or compressed): an extended model takes a slot of the cache for the position of its key, so "
+                + (f"say where these are{how}" if how else "keys must not be missing from it")
+            )
+        return same.long().argmax(dim=1)
+
+    def _axes(
+        self, tokens: Tensor, positions: Tensor | None, mask: Any, used: Any, past: int, rows: Tensor | None
+    ) -> Axes | None:
         """The positions of the pass, where they do not count tokens one by one."""
         which = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         if positions is not None and self.axes and positions.ndim == 3 and len(positions) == self.axes + 1:
@@ -81,14 +184,8 @@ class Inputs:
         if positions is None:
             raise ValueError("this cache holds tokens whose positions are not their slots: pass position_ids as well")
         new = positions[None] if positions.ndim == 2 else positions
-        new = new.permute(1, 2, 0).expand(len(tokens), -1, -1)
-        return axes.of_pass(new, used if isinstance(used, Cache) else None, past, which)
-
-    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """A forward hook: a cache that the pass itself made is told the positions of its keys."""
-        found, made = axes.current(), getattr(output, "past_key_values", None)
-        if found is not None and isinstance(made, Cache) and not hasattr(made, axes.KEPT):
-            setattr(made, axes.KEPT, found.keys)
+        new = new.long().permute(1, 2, 0).expand(len(tokens), -1, -1)
+        return axes.of_pass(new, used if isinstance(used, Cache) else None, past, which, rows)
 
     def _check_cache(self, used: Cache, length: int, tokens: Tensor, mask: Any) -> None:
         if self.without_windows:
@@ -113,6 +210,16 @@ class Inputs:
                 "static cache takes rows that are padded on the left only: use a dynamic cache, or pass an "
                 "attention_mask of ones where pad tokens inside a prompt are part of the text"
             )
+
+
+def _keys(cache: Cache, layer: int) -> Tensor | None:
+    """Of a layer, where a cache holds them all as they are."""
+    if layer >= len(cache.layers) or getattr(cache, "offloading", False):
+        return None
+    keys = getattr(cache.layers[layer], "keys", None)
+    length = cache.get_seq_length(layer)
+    whole = isinstance(keys, Tensor) and keys.ndim == 4 and (isinstance(length, Tensor) or keys.shape[2] >= length)
+    return keys if whole else None
 
 
 def _key_masks(mask: Any) -> list[Tensor]:
@@ -149,29 +256,39 @@ def _differ(positions: Tensor, mask: Tensor | None) -> Tensor:
     return differ if mask is None else differ & mask[:, -differ.shape[1] :].bool()
 
 
-def _check_follow(positions: Tensor, past: int, mask: Tensor | None) -> None:
-    """Positions go on from what the cache holds: they count its slots, or its tokens.
+def _check_counts(spans: tuple[Span, ...], positions: Tensor | None, mask: Any, past: int, batch: int) -> None:
+    """Positions count the tokens of each row one by one, and go on from what the cache holds: its slots, or its tokens.
+
+    Args:
+        positions: that the model is given; None where it counts slots itself.
 
     Raises:
         ValueError: they do not.
     """
-    first = positions[:, 0]
-    if positions.shape[1] == 1 and first.tolist() == [past] * len(first):
+    if positions is None:
+        if any(span.has_gaps for span in spans):
+            raise ValueError(
+                "attention_mask has gaps: slots without a token that lie after a row's first one, which a model counts "
+                "as positions if it is given none: pass position_ids that count the tokens, "
+                "(attention_mask.cumsum(-1) - 1).clamp(min=0)"
+            )
         return
-    if mask is not None and mask.shape[1] >= past + positions.shape[1]:
-        new = mask[:, past : past + positions.shape[1]].bool()
-        column = new.long().argmax(dim=1)
-        first = positions.gather(1, column[:, None])[:, 0]
-        fits = (first == past + column) | (first == mask[:, :past].bool().sum(dim=1)) | ~new.any(dim=1)
-    else:
-        fits = first == past
-    if not fits.all():
-        row = int((~fits).nonzero()[0])
-        raise ValueError(
-            f"position_ids of row {row} go on at {int(first[row])}, and the cache holds {past} slots before them: an "
-            "extended model takes a slot of the cache for the position of its key, so keys must not be missing from it "
-            "(pruned or compressed caches), and the first token of a cached text has position 0"
-        )
+    text = _one_axis(positions, mask, refusals.axes_of_no_rotation()).expand(batch, -1)
+    check_positions(spans, text)
+    if not past:
+        return
+    for span in spans:
+        first_query = span.queries.start if isinstance(span.queries, slice) else int(span.queries[0])
+        first = text[span.rows, first_query]
+        fits = (first == past + first_query) | (first == span.count - span.count_queries)
+        if not fits.all():
+            row = span.rows.start + int((~fits).nonzero()[0])
+            raise ValueError(
+                f"position_ids of row {row} go on at {int(text[row, first_query])}, and the cache holds {past} slots "
+                "before them: an extended model takes a slot of the cache for the position of its key, so keys must "
+                "not be missing from it (pruned or compressed caches) unless handle.keep_positions says where the "
+                "others are, and the first token of a cached text has position 0"
+            )
 
 
 def _has_gaps(mask: Tensor) -> bool:
@@ -179,18 +296,32 @@ def _has_gaps(mask: Tensor) -> bool:
     return bool((mask[:, :-1] & ~mask[:, 1:]).any())
 
 
-@cache
-def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(inspect.signature(forward).parameters)[1:]
+# These read on the host, so that torch.compile must not trace into them.
+@torch.library.custom_op("ropewalk::checked_inputs", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+def _checked_inputs(x: Tensor, positions: Tensor | None, mask: Tensor | None, past: Tensor, turns: bool) -> Tensor:
+    """x, an input of a pass, if the inputs are what a graph takes."""
+    before = int(past)
+    rows, queries = x.shape[:2] if positions is None else positions.shape[-2:]
+    batch = rows if mask is None else len(mask)
+    if positions is not None:
+        _one_axis(positions, mask, _TEXT_ALONE)
+    if turns:
+        length = before + queries
+        key_mask = None if mask is None or mask.shape[1] < length else mask[:, :length]
+        _check_counts(Layout(queries, length, before, key_mask).spans(batch), positions, mask, before, batch)
+    return x.clone()
 
 
-# Reads on the host, so that torch.compile must not trace into it.
-@torch.library.custom_op("ropewalk::checked_axes", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
-def _checked_axes(positions: Tensor, mask: Tensor | None) -> Tensor:
-    _one_axis(positions, mask, "torch.compile traces text alone: call the model without it, or restore it for these")
-    return positions.clone()
+@torch.library.custom_op("ropewalk::refused_positions", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+def _refused_positions(x: Tensor) -> Tensor:
+    raise ValueError(f"this cache holds tokens whose positions are not their slots, and {_TEXT_ALONE}")
 
 
-@_checked_axes.register_fake
-def _(positions: Tensor, mask: Tensor | None) -> Tensor:
-    return positions.clone()
+@_checked_inputs.register_fake
+def _(x: Tensor, positions: Tensor | None, mask: Tensor | None, past: Tensor, turns: bool) -> Tensor:
+    return x.clone()
+
+
+@_refused_positions.register_fake
+def _(x: Tensor) -> Tensor:
+    return x.clone()

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ropewalk.integrations.transformers import axes
+from ropewalk.integrations.transformers.axes import Axes
 from ropewalk.integrations.transformers.limits import Limits
 from ropewalk.maps import PositionMap
 from ropewalk.maps.query_scaling import QueryScaling
 from ropewalk.ops.call import Call, Positions, check, check_start
 from ropewalk.ops.fused import kernels_lack
 from ropewalk.ops.implementations import Implementation
-from ropewalk.ops.layout import Layout, Slots, Span, Step
+from ropewalk.ops.layout import Layout, Span, Step
 from ropewalk.ops.rotary import Rotary
 
 # The attribute of an extended model's attention modules; gone after restore.
@@ -99,11 +99,13 @@ class LayerPlan:
         assert slopes is not None
         return self._rotary.tables.get(("slopes", device), lambda _: slopes.to(device))
 
-    def check(self, call: Call, step: Step | None, position_ids: Tensor | None) -> None:
+    def check(self, call: Call, step: Step | None, position_ids: Tensor | None, given: Axes | None = None) -> None:
         """Refuses what the module may ask for and the plan does not take.
 
         Args:
             step: what one query a row sees, if the call runs as a step.
+            position_ids: that the module was given, if models give it any.
+            given: positions that do not count tokens one by one.
 
         Raises:
             LengthError: the text is past eq. 4.
@@ -121,16 +123,15 @@ class LayerPlan:
         if self.limits is not None:
             batch = call.query.shape[0]
             spans = call.layout.spans(batch)
-            given = None if call.positions is None else axes.current()
             if given is not None:
                 self.limits.check(given.length)
                 return
-            self.limits.check(max((_count(span.keys) for span in spans), default=0))
+            self.limits.check(max((span.count for span in spans), default=0))
             if position_ids is not None and not call.layout.positions_checked:
                 call.layout.positions_checked = True
                 # Where there are several axes, they agree: `Inputs` has seen to that.
                 one_axis = position_ids if position_ids.ndim == 2 else position_ids[0]
-                _check_positions(spans, one_axis.expand(batch, -1))
+                check_positions(spans, one_axis.expand(batch, -1))
 
     def takes_step(self, call: Call) -> bool:
         """Whether a call that is traced is one token a row that the decode kernel takes."""
@@ -158,21 +159,20 @@ class Unchanged:
         return output
 
 
-def _count(slots: Slots) -> int:
-    return slots.stop - slots.start if isinstance(slots, slice) else len(slots)
+def check_positions(spans: tuple[Span, ...], position_ids: Tensor) -> None:
+    """Each row's positions must count its tokens one by one, from wherever.
 
-
-def _check_positions(spans: tuple[Span, ...], position_ids: Tensor) -> None:
-    """Each row's positions must count its tokens one by one, from wherever."""
+    Raises:
+        ValueError: they do not.
+    """
     for span in spans:
         # Slots without a token lie between the keys: positions that follow the slots would count them.
-        has_gaps = isinstance(span.keys, Tensor)
-        if _count(span.queries) == 1 and not has_gaps:
+        if span.count_queries == 1 and not span.has_gaps:
             continue
         positions = position_ids[span.rows][:, span.queries]
         fits = bool((positions.diff(dim=1) == 1).all())
-        if has_gaps:
-            fits &= bool((positions[:, 0] == _count(span.keys) - _count(span.queries)).all())
+        if span.has_gaps:
+            fits &= bool((positions[:, 0] == span.count - span.count_queries).all())
         if not fits:
             raise ValueError(
                 "position_ids must count the tokens of each row one by one on an extended model (packed sequences and "

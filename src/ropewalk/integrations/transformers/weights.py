@@ -29,13 +29,22 @@ _record: ContextVar[_Record | None] = ContextVar("weights that are wanted", defa
 
 @contextmanager
 def recorded(model: nn.Module, queries: Sequence[int]) -> Iterator[dict[str, Tensor]]:
-    """Notes the weights of these tokens of every pass in this thread, by the names of the layers."""
+    """Notes the weights of these tokens of every pass in this thread, by the names of the layers.
+
+    Raises:
+        RuntimeError: at the end, where nothing was noted.
+    """
     record = _Record({module: name for name, module in model.named_modules()}, queries, {})
     token = _record.set(record)
     try:
         yield record.found
     finally:
         _record.reset(token)
+    if not record.found:
+        raise RuntimeError(
+            "no attention weights were noted: inside the block this model must read a text itself (a copy is another "
+            "model), in the same thread and not compiled, and of blocks in each other the innermost notes"
+        )
 
 
 def note(module: nn.Module, call: Call) -> None:
