@@ -98,6 +98,20 @@ def test_what_is_no_file(tmp_path):
         read_preset(tmp_path)
     with pytest.raises(OSError, match="not-there"):
         PRESET.save(tmp_path / "not-there" / "ropewalk.json")
+    with pytest.raises(ValueError, match="preset must be the name of one or a path, got ''"):
+        read_preset("")
+
+
+def test_a_map_that_no_name_stands_for_is_not_saved(tmp_path):
+    class Own(SelfExtend):
+        name = "own"
+
+    with pytest.raises(ValueError, match=r"Own\(.*\) is of no kind in ropewalk.MAPS, by whose names files are read"):
+        Preset(Own(8, 512), 4096).save(tmp_path / "ropewalk.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_name(tmp_path):
     with pytest.raises(
         ValueError, match=r"no preset is called 'llama-2-70b'. Did you mean 'llama-2-7b'\?.*\./ropewalk"
     ):

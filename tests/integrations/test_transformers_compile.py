@@ -4,6 +4,7 @@
 import shutil
 
 import pytest
+import setuptools  # noqa: F401  # inductor does, which fails where another test had the standard library's distutils first
 import torch
 from tiny import CLOSE, MAP, logits, options, text
 from torch.testing import assert_close

@@ -379,6 +379,12 @@ def test_compiled_and_back():
     torch._dynamo.reset()
 
 
+def test_alibi_turns_no_keys():
+    extension = ropewalk.extend(ALIBI_MODELS["mpt"].build(64), MAP)
+    with pytest.raises(ValueError, match="far keys cannot be kept: the model has ALiBi, which turns no key"):
+        extension.far_keys_cache()
+
+
 @pytest.mark.parametrize(
     ("name", "position_map", "arguments", "reason"),
     [

@@ -645,6 +645,17 @@ def test_positions_that_are_told_on_one_axis_are_those_of_all(name, multimodal):
             model(ids, position_ids=where - 1)
 
 
+def test_maps_that_leave_keys_out_take_no_images(multimodal):
+    model, ids = multimodal("qwen2-vl"), text(60)
+    for position_map in (ropewalk.StreamingLLM(4, 12), ropewalk.LMInfinite(4, 12)):
+        with ropewalk.extend(model, position_map):
+            model(ids)
+            with pytest.raises(ValueError, match="leaves keys out, and a patch of an image"):
+                model(ids, position_ids=of_an_image(60))
+    with ropewalk.extend(model, ropewalk.SlidingWindow(12)):
+        assert logits(model, ids, position_ids=of_an_image(60)).isfinite().all()
+
+
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 def test_an_emptied_cache_of_an_image_takes_a_text(kind, multimodal):
     model, ids = multimodal("qwen2-vl"), text(50)

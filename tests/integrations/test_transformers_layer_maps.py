@@ -68,9 +68,13 @@ def test_layers_that_are_left_alone_set_no_limit():
     with ropewalk.extend(model, [Identity(), SelfExtend(8, 4)]) as extension:
         assert extension.max_length == SelfExtend(8, 4).max_length(64)
         assert [layer.position_map for layer in extension.layers] == [None, SelfExtend(8, 4)]
+    with ropewalk.extend(model, [Identity(), SelfExtend(8, 4)], target_length=200) as extension:
+        assert extension.max_length > 200
+    with pytest.raises(LengthError, match="a text of 5000 tokens is past"):
+        ropewalk.extend(model, [Identity(), SelfExtend(8, 4)], target_length=5000)
 
 
-@pytest.mark.parametrize("maps", [[MAPS[0]] * 3, (MAPS[0],) * 5])
+@pytest.mark.parametrize("maps", [[MAPS[0]], [MAPS[0]] * 3, (MAPS[0],) * 5])
 def test_as_many_as_layers(maps):
     model = tiny_model("llama")
     before = fingerprint(model)

@@ -77,10 +77,21 @@ def test_what_cannot_be_had():
             extension.attention_weights([1.5])
         with pytest.raises(ValueError, match=r"handle.attention_weights gives those of chosen tokens"):
             model(ids, output_attentions=True)
-        # Nothing stays behind.
-        with extension.attention_weights([0]) as weights:
+        for wrong in (3, "0", [], None):
+            with pytest.raises(ValueError, match="queries must be a list of indices of tokens"):
+                extension.attention_weights(wrong)
+        with extension.attention_weights(torch.tensor([-1, 3])) as weights:
+            model(ids)
+        assert {found.shape[2] for found in weights.values()} == {2}
+        # Nothing stays behind, and what was not noted is told.
+        with (
+            pytest.raises(RuntimeError, match="no attention weights were noted"),
+            extension.attention_weights([0]) as weights,
+        ):
             pass
         model(ids)
         assert weights == {}
+        with pytest.raises(RuntimeError, match="no attention weights were noted"), extension.attention_weights([0]):
+            shared("qwen2")(ids)
     with pytest.raises(ValueError, match="is not extended"):
         extension.attention_weights([0])

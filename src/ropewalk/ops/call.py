@@ -323,7 +323,7 @@ def _head_problem(call: Call) -> str | None:
             return f"{name} must be one number a head, shape ({heads},), got {tuple(x.shape)}"
         if x.dtype not in _DTYPES or x.device != call.query.device:
             return f"{name} must be floating-point numbers on {call.query.device}, got {x.dtype} on {x.device}"
-    if call.slopes is not None and any(one.by_pair for one in _maps(call)):
+    if call.slopes is not None and any(one.by_pair for one in call.head_maps or (call.position_map,)):
         return "slopes need one position a token, and the map has positions by rotary dimension"
     if call.head_maps is not None and len(call.head_maps) != key_heads:
         return f"maps must be one for each of {key_heads} key heads, got {len(call.head_maps)}"
@@ -345,8 +345,6 @@ def _extra_problem(call: Call) -> str | None:
             return "positions of queries and of keys must have the same axes"
         if not _axes_fit(call.positions, call.rotary.pairs):
             return f"axis_of_pair must name one of the axes of positions for each of {call.rotary.pairs} pairs"
-        if call.positions.keys.ndim == 3 and (one := next(filter(_tells_no_axes, _maps(call)), None)) is not None:
-            return f"{one} leaves keys out, and an axis could leave out what another has not: positions need one axis"
     if call.pages is not None:
         pages = call.pages
         for x in (pages.table, pages.lengths, pages.query_starts):
@@ -366,15 +364,6 @@ def _extra_problem(call: Call) -> str | None:
         if scale is not None and (scale.ndim > 4 or not _broadcasts(scale, x)):
             return f"{name}_scale must be broadcast to {tuple(x.shape)}, got {tuple(scale.shape)}"
     return None
-
-
-def _maps(call: Call) -> tuple[PositionMap, ...]:
-    return call.head_maps or (call.position_map,)
-
-
-def _tells_no_axes(position_map: PositionMap) -> bool:
-    """Whether a key that is seen by its first axis may be in no band by another, where it has no mapped position."""
-    return not position_map.sees_everything and not all(band.is_true for band in position_map.bands)
 
 
 def _axes_fit(positions: Positions, pairs: int) -> bool:

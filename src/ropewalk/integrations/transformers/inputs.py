@@ -181,6 +181,13 @@ class Inputs:
         several = positions is not None and positions.ndim == 3 and bool(self.axes) and _differ(positions, which).any()
         if not several and not hasattr(used, axes.KEPT):
             return None
+        for one in self.limits.maps if several else ():
+            if not one.sees_everything and not all(band.is_true for band in one.bands):
+                raise ValueError(
+                    f"{one} leaves keys out, and a patch of an image that one axis leaves out may be near by another, "
+                    "where it would keep its true distance: read images under a map that sees all keys, such as "
+                    "SelfExtend"
+                )
         if positions is None:
             raise ValueError("this cache holds tokens whose positions are not their slots: pass position_ids as well")
         new = positions[None] if positions.ndim == 2 else positions
