@@ -10,9 +10,8 @@ from operator import mul
 from statistics import NormalDist, fmean
 
 _Z = NormalDist().inv_cdf(0.975)
-# So many standard errors from 0 a true difference is found by four of five experiments, a little more than `_Z`.
-_POWER = 0.8
-_FOUND = 1 + NormalDist().inv_cdf(_POWER) / _Z
+# By so many standard errors more than half an interval a true difference must be off for four of five to find it.
+_POWER = NormalDist().inv_cdf(0.8)
 # Fewer clusters than this tell nothing of how far they spread.
 _LEAST = 3
 
@@ -27,6 +26,7 @@ class Estimate:
 
     Attributes:
         clusters: what was sampled: of values that share a document, the documents.
+        quantile: standard errors in half the interval.
         error: square of the standard error, and its degrees of freedom; None as above. For averages of means.
     """
 
@@ -34,16 +34,12 @@ class Estimate:
     count: int
     clusters: int
     interval: Interval | None
+    quantile: float = _Z
     error: tuple[float, float] | None = None
 
     def holds(self, value: float) -> bool:
         """Whether it may be this by chance; where that is not known, it may."""
         return self.interval is None or self.interval[0] <= value <= self.interval[1]
-
-    @property
-    def half(self) -> float | None:
-        """Half the width of the interval."""
-        return None if self.interval is None else (self.interval[1] - self.interval[0]) / 2
 
 
 def estimate(values: Sequence[float], proportion: bool, clusters: Clusters = None) -> Estimate | None:
@@ -60,7 +56,7 @@ def estimate(values: Sequence[float], proportion: bool, clusters: Clusters = Non
     sums, counts = _by_cluster(clusters, values, [1.0] * len(values))
     mean, error = _ratio(sums, counts)
     interval = _proportion(mean, counts, error) if proportion else _from_student(mean, error)
-    return Estimate(mean, len(values), len(sums), interval, error)
+    return Estimate(mean, len(values), len(sums), interval, _quantile(error), error)
 
 
 def difference(
@@ -73,7 +69,11 @@ def difference(
     """
     apart = [my - their for my, their in zip(mine, theirs, strict=True)]
     its = estimate(apart, False, clusters)
-    return replace(its, interval=newcombe(mine, theirs, clusters)) if its is not None and proportion else its
+    if its is None or not proportion:
+        return its
+    # Newcombe's own has no degrees of freedom.
+    quantile = _Z if its.clusters == its.count else its.quantile
+    return replace(its, interval=newcombe(mine, theirs, clusters), quantile=quantile)
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
@@ -90,7 +90,7 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
         return its
     freedom = square**2 / math.fsum(error**2 / its for error, its in errors)
     error = square / len(errors) ** 2, max(2, math.floor(freedom))
-    return replace(its, interval=_from_student(mean, error))
+    return replace(its, interval=_from_student(mean, error), quantile=_quantile(error))
 
 
 def pooled(sums: Sequence[float], weights: Sequence[float], clusters: Clusters = None) -> Estimate | None:
@@ -104,12 +104,23 @@ def pooled(sums: Sequence[float], weights: Sequence[float], clusters: Clusters =
     sums, weights = _by_cluster(clusters, sums, weights)
     ratio, error = _ratio(sums, weights)
     interval = _from_student(ratio, error)
-    return Estimate(_exp(ratio), count, len(sums), interval and (_exp(interval[0]), _exp(interval[1])))
+    interval = interval and (_exp(interval[0]), _exp(interval[1]))
+    return Estimate(_exp(ratio), count, len(sums), interval, _quantile(error))
 
 
-def tells(half: float) -> float:
-    """The true difference that four of five such experiments would tell from none, of half an interval's width."""
-    return _FOUND * half
+def power(its: Estimate, apart: float, ratio: bool) -> tuple[float, float] | None:
+    """What a difference can tell: the least true one that four of five such experiments would tell from none; and of
+    how many examples, sampled as these were, they would tell one of `apart`. None where its interval is not known.
+
+    Args:
+        ratio: it is one, and so is `apart`.
+    """
+    if its.interval is None or (ratio and not 0 < its.interval[0] <= its.interval[1] < math.inf):
+        return None
+    low, high = map(math.log, its.interval) if ratio else its.interval
+    error = (high - low) / 2 / its.quantile
+    least, sought = (its.quantile + _POWER) * error, math.log(apart) if ratio else apart
+    return math.exp(least) if ratio else least, its.count * ((_Z + _POWER) * error / sought) ** 2
 
 
 def wilson(successes: float, count: float, quantile: float = _Z) -> Interval:
@@ -126,9 +137,8 @@ def wilson(successes: float, count: float, quantile: float = _Z) -> Interval:
 
 def newcombe(mine: Sequence[float], theirs: Sequence[float], clusters: Clusters = None) -> Interval:
     """95% interval of the difference of two proportions of the same examples, from both score intervals and how much
-    the two go together (R. G. Newcombe, Statistics in Medicine 17, 1998, pages 2635 to 2650, method 10; by clusters
-    Yang, Sun and Hardin, Computational Statistics and Data Analysis 56, 2012, and Zou and Donner, Statistics in
-    Medicine 27, 2008).
+    the two go together (R. G. Newcombe, Statistics in Medicine 17, 1998, pages 2635 to 2650, method 10; the same of
+    the intervals of clusters: G. Y. Zou and A. Donner, Statistics in Medicine 27, 2008).
 
     Unlike Student's it has a width where both gave the same on every example.
     """
@@ -173,7 +183,8 @@ def _correlation(mine: Sequence[float], theirs: Sequence[float], counts: Sequenc
 
 def _proportion(share: float, counts: Sequence[float], error: tuple[float, float] | None) -> Interval:
     """The score interval of so many values as, each by itself, would tell as much as the clusters do: Rao and Scott's
-    effective count (Biometrics 48, 1992) with Student's t (Korn and Graubard, Survey Methodology 24, 1998).
+    effective count (Biometrics 48, 1992) with Student's t (Dean and Pagano, Journal of Survey Statistics and
+    Methodology 3, 2015).
 
     Where the spread of the clusters is not known, or there is none as all or none succeeded, those of a cluster count
     as one.
@@ -224,7 +235,7 @@ def _dot(one: Sequence[float], other: Sequence[float]) -> float:
 def _from_student(mean: float, error: tuple[float, float] | None) -> Interval | None:
     if error is None:
         return None
-    half = _student(error[1]) * math.sqrt(error[0])
+    half = _quantile(error) * math.sqrt(error[0])
     return mean - half, mean + half
 
 
@@ -233,6 +244,10 @@ def _exp(value: float) -> float:
         return math.exp(value)
     except OverflowError:
         return math.inf
+
+
+def _quantile(error: tuple[float, float] | None) -> float:
+    return _Z if error is None else _student(error[1])
 
 
 def _student(freedom: float) -> float:

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby, repeat
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 
-from ropewalk.eval.report.estimates import Estimate
+from ropewalk.eval.report.estimates import Estimate, power
 from ropewalk.eval.report.scores import (
     ALL,
     LENGTH,
@@ -38,12 +39,18 @@ def score_tables(task: str, series: Sequence[Series], words: About) -> Iterator[
     for score in scores_of(task, series):
         for number, key in enumerate(keys or [None]):
             parts = _parts(score, key, series, words)
-            means, differences = _rows(score, series, parts)
+            means = [(one.label, [score.of(one, part) for part in parts]) for one in series]
+            others = [(one, other) for one in series if (other := baseline(one, series))]
+            apart = {one.label: [score.difference(one, other, part) for part in parts] for one, other in others}
+            noise = {label: [NOISE if one is not None and one.holds(score.same) else "" for one in its]
+                     for label, its in apart.items()}  # fmt: skip
             caption = f"{score.title[:1].upper()}{score.title[1:]}{f' by {key}' if key else ''}"
-            yield from _table(caption, parts, means, _score_note(score, parts))
-            if differences and number == 0:
+            rows = [_row(label, its, score.write, noise.get(label), words) for label, its in means]
+            yield from _table(caption, parts, rows, _score_note(score, parts, means, words))
+            if apart and number == 0:
                 caption += f": {'ratio' if score.pooled else 'difference'} to the unmodified model"
-                yield from _table(caption, parts, differences, _difference_note(score))
+                rows = [_row(label, its, score.write_difference, noise[label], words) for label, its in apart.items()]
+                yield from _table(caption, parts, rows, _difference_note(score) + _power_note(score, parts, apart))
 
 
 def _parts(score: Score, key: str | None, series: Sequence[Series], words: About) -> list[Part]:
@@ -66,25 +73,23 @@ def _parts(score: Score, key: str | None, series: Sequence[Series], words: About
     return parts if score.pooled else [*parts, ALL]
 
 
-def _rows(score: Score, series: Sequence[Series], parts: Sequence[Part]) -> tuple[list[list[Cell]], list[list[Cell]]]:
-    """Of every method; and of those that can be compared with the unmodified model, how they differ."""
-    means, differences = [], []
-    for one in series:
-        other, label = baseline(one, series), Cell(one.label)
-        apart = [score.difference(one, other, part) if other else None for part in parts]
-        noise = [NOISE if its is not None and its.holds(score.same) else "" for its in apart]
-        its = [score.of(one, part) for part in parts]
-        means.append([label, *map(_cell, its, repeat(score.write), noise)])
-        if other:
-            differences.append([label, *map(_cell, apart, repeat(score.write_difference), noise)])
-    return means, differences
+def _row(
+    label: str,
+    estimates: Sequence[Estimate | None],
+    write: Callable[[float], str],
+    noise: Sequence[str] | None,
+    words: About,
+) -> list[Cell]:
+    marks = noise or [""] * len(estimates)
+    return [Cell(label), *(_cell(its, write, mark, words) for its, mark in zip(estimates, marks, strict=True))]
 
 
-def _cell(its: Estimate | None, write: Callable[[float], str], mark: str) -> Cell:
+def _cell(its: Estimate | None, write: Callable[[float], str], mark: str, words: About) -> Cell:
     if its is None:
         return Cell("-")
     interval = [" to ".join(write(end) for end in its.interval)] if its.interval else []
-    return Cell(write(its.mean), (*interval, f"n={its.count}"), mark)
+    shared = f" in {its.clusters} {words.sampled or 'clusters'}" if its.clusters < its.count else ""
+    return Cell(write(its.mean), (*interval, f"n={its.count}{shared}"), mark)
 
 
 def _table(caption: str, parts: Sequence[Part], rows: Sequence[Sequence[Cell]], note: str) -> Iterator[Table]:
@@ -119,13 +124,21 @@ def _bands(parts: Sequence[Part]) -> Iterator[list[Part]]:
     yield band
 
 
-def _score_note(score: Score, parts: Sequence[Part]) -> str:
+def _score_note(
+    score: Score, parts: Sequence[Part], means: Sequence[tuple[str, Sequence[Estimate | None]]], words: About
+) -> str:
     kind = "Wilson's score interval" if score.is_proportion else "from Student's t"
     mean = "Mean, in percent" if score.percent else "Mean"
     if score.pooled is not None:
         mean, kind = f"Over all {score.pooled[1]} of the examples together", "from the spread over examples"
     way = {None: "", True: "; more is better", False: "; less is better"}[score.higher_is_better]
     note = f"{mean}; below it the 95% confidence interval ({kind}) and n, the number of examples{way}."
+    if any(one is not None and one.clusters < one.count for _, its in means for one in its):
+        sampled = words.sampled or "clusters"
+        note += (
+            f" What was sampled are {sampled}, and examples of one go together: how far a value may be off, here and "
+            f"below, is taken from the spread over {sampled}; a hundred examples in ten may tell as little as ten."
+        )
     if any(len(part.cells) > 1 for part in parts):
         note += " In the average every task counts the same, however many examples it has."
     return note
@@ -143,3 +156,29 @@ def _difference_note(score: Score) -> str:
         f"({kind}) and n, the number of pairs. {NOISE} marks, here and above, no difference that n examples can show: "
         f"the interval holds {score.same:g}. Where there is no difference at all, one number in twenty lacks the mark."
     )
+
+
+def _power_note(score: Score, parts: Sequence[Part], apart: Mapping[str, Sequence[Estimate | None]]) -> str:
+    """What differences these examples can show, over all of them or, where they have no summary, in their columns."""
+    is_ratio = score.pooled is not None
+    sought = 1.05 if is_ratio else 0.05
+    chosen = [place for place, part in enumerate(parts) if part.is_summary] or range(len(parts))
+    found = [its[place] for its in apart.values() for place in chosen]
+    powers = [both for its in found if its is not None and (both := power(its, sought, is_ratio)) is not None]
+    if not powers:
+        return ""
+    # Those of the method that is hardest to tell.
+    least, enough = map(max, zip(*powers, strict=True))
+    where = f"In the column {parts[chosen[0]].head}" if len(chosen) < len(parts) else "In each column"
+    what, unit = "ratio" if score.pooled else "difference", " points" if score.percent else ""
+    return (
+        f" {where} a true {what} of {score.write(least)}{unit} would be told from none, for every method here, by four of "
+        f"five such experiments; to tell one of {score.write(sought)}{unit} would take about {_about(enough)} examples, "
+        "sampled as these were."
+    )
+
+
+def _about(count: float) -> str:
+    """Two figures of a number of examples."""
+    whole = max(1, math.ceil(count))
+    return f"{round(whole, 2 - len(str(whole))):,}"

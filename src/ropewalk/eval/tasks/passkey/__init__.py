@@ -34,6 +34,11 @@ class Passkey(PreparedTask):
     digits: int = Field(5, ge=1, le=1000, description="Of the key.")
     seed: int = 0
 
+    @classmethod
+    def cluster_of(cls, example: str) -> str:
+        """Its length and depth: keys near one place mostly share their fate."""
+        return example.rpartition("-")[0]
+
     @property
     def longest(self) -> int:
         return max(self.lengths) + answer_tokens(self.digits)
