@@ -19,7 +19,7 @@ import re
 from collections import ChainMap, Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -53,12 +53,23 @@ class Method:
         change: None for the model as it is.
         sliding_window: of a position map, as in `ropewalk.extend`.
         query_scaling: likewise.
+        swept: whether it was named as a part of a sweep.
     """
 
     name: str
     change: Change | None = None
     sliding_window: SlidingWindowChoice = "keep"
     query_scaling: QueryScalingKind | None = None
+    swept: bool = field(default=False, compare=False)
+
+    def falls_short(self, longest: int, trained_window: int) -> str:
+        """Why it does not reach a text of `longest` tokens (eq. 4); empty where it does."""
+        if not isinstance(self.change, PositionMap) or longest <= (reach := self.change.max_length(trained_window)):
+            return ""
+        return (
+            f"method {self.name} reaches {reach} tokens on a trained window of {trained_window} (eq. 4), and the "
+            f"longest text with its answer has {longest}"
+        )
 
     def enter(self, model: PreTrainedModel, trained_window: int) -> AbstractContextManager[object]:
         """The model under this method, until the context ends.
@@ -121,10 +132,10 @@ def parse_all(texts: Iterable[str], longest: int, trained_window: int) -> list[M
     """
     found: dict[str, Method] = {}
     for text in texts:
-        name, choices = _taken_apart(text)
+        name, choices, swept = _taken_apart(text)
         for values in product(*choices.values()):
             method = _method(name, dict(zip(choices, values, strict=True)), longest, trained_window)
-            found.setdefault(method.name, method)
+            found.setdefault(method.name, replace(method, swept=swept))
     return list(found.values())
 
 
@@ -185,22 +196,24 @@ def _written(name: str, parameters: dict[str, Any]) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in parameters.items())})" if parameters else name
 
 
-def _taken_apart(text: str) -> tuple[str, dict[str, list[Any]]]:
-    """A name, and the values of each of its parameters, which are literals: nothing is executed."""
+def _taken_apart(text: str) -> tuple[str, dict[str, list[Any]], bool]:
+    """A name, the values of each of its parameters, which are literals: nothing is executed; and whether there is a set
+    among them."""
     found = re.fullmatch(r"([a-z][a-z0-9-]*)(?:\((.*)\))?", text.strip())
-    parameters = None
+    parameters, swept = None, False
     if found:
         try:
             call = ast.parse(f"f({found[2] or ''})", mode="eval").body
             if isinstance(call, ast.Call) and not call.args and all(word.arg for word in call.keywords):
                 parameters = [(str(word.arg), _values(word.value)) for word in call.keywords]
+                swept = any(isinstance(word.value, ast.Set) for word in call.keywords)
         except (SyntaxError, ValueError):
             pass
     if found and parameters is not None:
         twice = [name for name, count in Counter(name for name, _ in parameters).items() if count > 1]
         if twice:
             raise ValueError(f"{text!r} gives {' and '.join(twice)} more than once: write a set such as {{4, 8}}")
-        return found[1], dict(parameters)
+        return found[1], dict(parameters), swept
     raise ValueError(
         "a method is a name, or a name with parameters such as selfextend(group_size=8, window=1024), each of which "
         f"may be a set of values such as {{4, 8}}: got {text!r}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,7 @@ _TOLD = 5
 # model trained on 4k.
 _TIMES = 4
 # Past these a number is a slip: a batch or a limit of more, processes on one machine. Seeds are those of every library.
-_MANY, _MOST_PROCESSES, _SEEDS = 1_000_000, 1024, 1 << 32
+MANY, _MOST_PROCESSES, _SEEDS = 1_000_000, 1024, 1 << 32
 _PANEL = "Run"
 _option = functools.partial(typer.Option, rich_help_panel=_PANEL)
 
@@ -73,9 +73,9 @@ class RunOptions:
             "window goes for all methods, and without --method it is compared with unmodified alone.",
         ),
     ] = None
-    limit: Annotated[int | None, _option(min=1, max=_MANY, help="Examples of each method, spread over all.")] = None
+    limit: Annotated[int | None, _option(min=1, max=MANY, help="Examples of each method, spread over all.")] = None
     seed: Annotated[int, _option(min=0, max=_SEEDS - 1, help="Of everything random.")] = 0
-    batch_size: Annotated[int, _option(min=1, max=_MANY, help="Prompts or passages that are asked together.")] = 1
+    batch_size: Annotated[int, _option(min=1, max=MANY, help="Prompts or passages that are asked together.")] = 1
     chunk: Annotated[
         int,
         token_option(
@@ -101,11 +101,26 @@ class RunOptions:
 
 
 def evaluate(task: Task, run: RunOptions) -> None:
-    """Runs a task, in this process or in several that share its examples; each reads its data, once options are known
-    to be right, and then loads the model."""
+    """Runs a task, in this process or in several that share its examples.
+
+    Raises:
+        Exit: every example failed, or the processes have ended.
+    """
+    ask = prepared(task, run)
+    with sharing(run) as share:
+        counts = ask(share)
+    if counts.failed and not counts.done:
+        raise typer.Exit(processes.ALL_FAILED)
+
+
+def prepared(task: Task, run: RunOptions) -> Callable[[Share], Counts]:
+    """What asks a share of a task's examples, once options are known to be right: it reads the data, and then loads the
+    model.
+
+    Raises:
+        UserError: an option is wrong.
+    """
     from ropewalk.eval import methods as ways
-    from ropewalk.eval import runner
-    from ropewalk.eval.results import Results
 
     model_options.check(run.dtype, run.device)
     preset = preset_option(run.preset)
@@ -117,26 +132,42 @@ def evaluate(task: Task, run: RunOptions) -> None:
     try:
         ways.parse_all(run.methods, 1, 8192)  # a mistyped one is found before anything is loaded
         load = _loader(run, preset)
-        with _sharing(run) as share, model_options.running(run.verbose):
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return functools.partial(_ask, task, run, preset, load)
+
+
+def _ask(
+    task: Task, run: RunOptions, preset: Preset | None, load: Callable[[], tuple[Subject, int]], share: Share
+) -> Counts:
+    from ropewalk.eval import methods as ways
+    from ropewalk.eval import runner
+    from ropewalk.eval.results import Results
+
+    try:
+        with model_options.running(run.verbose):
             task.read()
-            for note in task.notes:
-                print(f"note: {note}", file=sys.stderr)
+            _tell(task.notes)
             subject, window = load()
             longest = task.longest or _TIMES * window
             chosen = ways.parse_all(run.methods, longest, window)
             if preset is not None and (own := ways.of_preset(preset, longest, window)) not in chosen:
                 chosen.append(own)
+            _tell(runner.check(chosen, subject, task.longest, window))
             config = runner.config_of(task, chosen, subject, run.seed, window)
             facts = runner.facts_of(task, subject, run.seed)
             with Results(run.output, config, share, run.limit) as results, _progress(share) as on_row:
-                for line in results.damaged:
-                    print(f"note: {printable(line)}: the line stays, and its example is asked again", file=sys.stderr)
+                _tell(f"{printable(line)}: the line stays, and its example is asked again" for line in results.damaged)
                 counts = runner.run(task, chosen, subject, results, facts, on_row)
     except ValueError as error:
         raise UserError(str(error)) from error
     _say(counts, run.output, share)
-    if counts.failed and not counts.done:
-        raise typer.Exit(processes.ALL_FAILED)
+    return counts
+
+
+def _tell(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _loader(run: RunOptions, preset: Preset | None) -> Callable[[], tuple[Subject, int]]:
@@ -159,7 +190,7 @@ def _loader(run: RunOptions, preset: Preset | None) -> Callable[[], tuple[Subjec
 
 
 @contextmanager
-def _sharing(run: RunOptions) -> Iterator[Share]:
+def sharing(run: RunOptions) -> Iterator[Share]:
     """What this process does of the run. Where several are wanted, they are started instead, and the command ends.
 
     Raises:
