@@ -12,7 +12,8 @@ from statistics import NormalDist, fmean
 _Z = NormalDist().inv_cdf(0.975)
 # By so many standard errors more than half an interval a true difference must be off for four of five to find it.
 _POWER = NormalDist().inv_cdf(0.8)
-# Fewer clusters than this tell nothing of how far they spread.
+# Fewer clusters than this tell nothing of how far they spread, and where fewer hold all successes, or all failures, so
+# do the others.
 _LEAST = 3
 
 Interval = tuple[float, float]
@@ -55,7 +56,7 @@ def estimate(values: Sequence[float], proportion: bool, clusters: Clusters = Non
         return None
     sums, counts = _by_cluster(clusters, values, [1.0] * len(values))
     mean, error = _ratio(sums, counts)
-    interval = _proportion(mean, counts, error) if proportion else _from_student(mean, error)
+    interval = _proportion(sums, counts) if proportion else _from_student(mean, error)
     return Estimate(mean, len(values), len(sums), interval, _quantile(error), error)
 
 
@@ -119,6 +120,8 @@ def power(its: Estimate, apart: float, ratio: bool) -> tuple[float, float] | Non
         return None
     low, high = map(math.log, its.interval) if ratio else its.interval
     error = (high - low) / 2 / its.quantile
+    if error == 0:
+        return None
     least, sought = (its.quantile + _POWER) * error, math.log(apart) if ratio else apart
     return math.exp(least) if ratio else least, its.count * ((_Z + _POWER) * error / sought) ** 2
 
@@ -143,9 +146,8 @@ def newcombe(mine: Sequence[float], theirs: Sequence[float], clusters: Clusters 
     Unlike Student's it has a width where both gave the same on every example.
     """
     my_sums, their_sums, counts = _by_cluster(clusters, mine, theirs, [1.0] * len(mine))
-    (my_share, my_error), (their_share, their_error) = _ratio(my_sums, counts), _ratio(their_sums, counts)
-    my_low, my_high = _proportion(my_share, counts, my_error)
-    their_low, their_high = _proportion(their_share, counts, their_error)
+    my_share, their_share = fmean(mine), fmean(theirs)
+    (my_low, my_high), (their_low, their_high) = _proportion(my_sums, counts), _proportion(their_sums, counts)
     together = _phi(mine, theirs) if len(counts) == len(mine) else _correlation(my_sums, their_sums, counts)
 
     def half(my_end: float, their_end: float) -> float:
@@ -181,18 +183,20 @@ def _correlation(mine: Sequence[float], theirs: Sequence[float], counts: Sequenc
     return _dot(*left) / math.sqrt(squares)
 
 
-def _proportion(share: float, counts: Sequence[float], error: tuple[float, float] | None) -> Interval:
+def _proportion(sums: Sequence[float], counts: Sequence[float]) -> Interval:
     """The score interval of so many values as, each by itself, would tell as much as the clusters do: Rao and Scott's
     effective count (Biometrics 48, 1992) with Student's t (Dean and Pagano, Journal of Survey Statistics and
     Methodology 3, 2015).
 
-    Where the spread of the clusters is not known, or there is none as all or none succeeded, those of a cluster count
-    as one.
+    Where successes, or failures, are in so few clusters that their spread tells nothing, those of a cluster count as
+    one.
     """
     count = math.fsum(counts)
     if len(counts) == count:
-        return wilson(round(share * count), count)
-    if error is None or error[0] == 0:
+        return wilson(math.fsum(sums), count)
+    share, error = _ratio(sums, counts)
+    mixed = min(sum(one > 0 for one in sums), sum(one < its for one, its in zip(sums, counts, strict=True)))
+    if error is None or error[0] == 0 or mixed < _LEAST:
         fewest = count**2 / _dot(counts, counts)
         return wilson(share * fewest, fewest)
     effective = min(count, share * (1 - share) / error[0])
