@@ -103,7 +103,7 @@ def test_the_papers_figures_beside_ours(tmp_path):
     methods = parse_all(run.rows, 1, 4096)
     with results.Results(tmp_path / run.name, runner.config_of(task, methods, subject, 0)) as kept:
         runner.run(task, methods, subject, kept, runner.facts_of(task, subject, 0))
-    table = comparison("it", one, [(run, results.read(tmp_path / run.name))], ["3 questions"])
+    [table] = comparison("it", one, [(run, results.read(tmp_path / run.name))], ["3 questions"])
     assert table.columns == ("task", "paper: Llama-2-7b-chat", "unmodified")
     cells = {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
     assert cells == {"qasper": ["19.2", "100.0"], "hotpotqa": ["25.4", "100.0"]}

@@ -139,7 +139,7 @@ def _not_the_papers(one: Experiment, model: str | None) -> str:
 def _compare(
     name: str, one: Experiment, runs: list[Run], folder: Path, overrides: dict[str, str], limit: int | None
 ) -> None:
-    """Prints the table, and writes it as Markdown."""
+    """Prints the tables, and writes them as Markdown."""
     from ropewalk.eval import results
     from ropewalk.eval.report import markdown_table
     from ropewalk.eval.reproduce.comparison import comparison
@@ -148,11 +148,14 @@ def _compare(
     if limit is not None:
         departures.append(f"{limit} examples of each method")
     done = [(run, results.read(folder / run.name)) for run in runs]
-    table = comparison(name, one, done, [*departures, *one.unknown])
-    _print(table)
+    tables = comparison(name, one, done, [*departures, *one.unknown])
+    for table in tables:
+        _print(table)
     page = folder / _COMPARISON
     with replacing(page) as unfinished:
-        unfinished.write_text("\n\n".join(markdown_table(table)) + "\n", encoding="utf-8")
+        unfinished.write_text(
+            "\n\n".join(paragraph for table in tables for paragraph in markdown_table(table)) + "\n", encoding="utf-8"
+        )
     print(
         f"{written(page)}; figures and failures: ropewalk report {' '.join(written(folder / run.name) for run in runs)}"
     )
