@@ -56,7 +56,7 @@ def estimate(values: Sequence[float], proportion: bool, clusters: Clusters = Non
         return None
     sums, counts = _by_cluster(clusters, values, [1.0] * len(values))
     mean, error = _ratio(sums, counts)
-    interval = _proportion(sums, counts) if proportion else _from_student(mean, error)
+    interval = _proportion(mean, _effective(sums, counts), counts) if proportion else _from_student(mean, error)
     return Estimate(mean, len(values), len(sums), interval, _quantile(error), error)
 
 
@@ -147,7 +147,10 @@ def newcombe(mine: Sequence[float], theirs: Sequence[float], clusters: Clusters 
     """
     my_sums, their_sums, counts = _by_cluster(clusters, mine, theirs, [1.0] * len(mine))
     my_share, their_share = fmean(mine), fmean(theirs)
-    (my_low, my_high), (their_low, their_high) = _proportion(my_sums, counts), _proportion(their_sums, counts)
+    ours, others = _effective(my_sums, counts), _effective(their_sums, counts)
+    # Where one tells nothing of how alike those of a cluster are, the other does.
+    my_low, my_high = _proportion(my_share, ours or others, counts)
+    their_low, their_high = _proportion(their_share, others or ours, counts)
     together = _phi(mine, theirs) if len(counts) == len(mine) else _correlation(my_sums, their_sums, counts)
 
     def half(my_end: float, their_end: float) -> float:
@@ -171,36 +174,36 @@ def _phi(mine: Sequence[float], theirs: Sequence[float]) -> float:
 
 def _correlation(mine: Sequence[float], theirs: Sequence[float], counts: Sequence[float]) -> float:
     """Of two shares, from how they go together over the clusters."""
-    total = math.fsum(counts)
-    left = [
-        [(one - math.fsum(sums) / total * count) / math.sqrt(1 - count / total)
-         for one, count in zip(sums, counts, strict=True)]
-        for sums in (mine, theirs)
-    ]  # fmt: skip
-    squares = _dot(left[0], left[0]) * _dot(left[1], left[1])
-    if len(counts) < _LEAST or squares == 0:
+    if len(counts) < _LEAST:
         return 0.0
-    return _dot(*left) / math.sqrt(squares)
+    total = math.fsum(counts)
+    lefts = []
+    for sums in (mine, theirs):
+        share = math.fsum(sums) / total
+        lefts.append([(one - share * its) / math.sqrt(1 - its / total) for one, its in zip(sums, counts, strict=True)])
+    squares = _dot(lefts[0], lefts[0]) * _dot(lefts[1], lefts[1])
+    return _dot(*lefts) / math.sqrt(squares) if squares else 0.0
 
 
-def _proportion(sums: Sequence[float], counts: Sequence[float]) -> Interval:
-    """The score interval of so many values as, each by itself, would tell as much as the clusters do: Rao and Scott's
-    effective count (Biometrics 48, 1992) with Student's t (Dean and Pagano, Journal of Survey Statistics and
-    Methodology 3, 2015).
-
-    Where successes, or failures, are in so few clusters that their spread tells nothing, those of a cluster count as
-    one.
-    """
+def _effective(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, float] | None:
+    """So many values would, each by itself, tell as much of a share as the clusters do, and standard errors in half
+    its interval: Rao and Scott's effective count (Biometrics 48, 1992) with Student's t (Dean and Pagano, Journal of
+    Survey Statistics and Methodology 3, 2015). None where successes, or failures, are in so few clusters that their
+    spread tells nothing."""
     count = math.fsum(counts)
     if len(counts) == count:
-        return wilson(math.fsum(sums), count)
+        return count, _Z
     share, error = _ratio(sums, counts)
     mixed = min(sum(one > 0 for one in sums), sum(one < its for one, its in zip(sums, counts, strict=True)))
-    if error is None or error[0] == 0 or mixed < _LEAST:
-        fewest = count**2 / _dot(counts, counts)
-        return wilson(share * fewest, fewest)
-    effective = min(count, share * (1 - share) / error[0])
-    return wilson(share * effective, effective, _student(error[1]))
+    if error is None or mixed < _LEAST:
+        return None
+    return share * (1 - share) / max(error[0], share * (1 - share) / count), _student(error[1])
+
+
+def _proportion(share: float, effective: tuple[float, float] | None, counts: Sequence[float]) -> Interval:
+    """The score interval of an effective count; where that is not known, the values of a cluster count as one."""
+    count, quantile = effective or (math.fsum(counts) ** 2 / _dot(counts, counts), _Z)
+    return wilson(share * count, count, quantile)
 
 
 def _by_cluster(clusters: Clusters, *columns: Sequence[float]) -> list[list[float]]:
@@ -228,7 +231,7 @@ def _ratio(sums: Sequence[float], weights: Sequence[float]) -> tuple[float, tupl
     square = math.fsum(((one - ratio * its) / total) ** 2 / rest
                        for one, its, rest in zip(sums, weights, rests, strict=True))  # fmt: skip
     parts = [share**2 / rest for share, rest in zip(shares, rests, strict=True)]
-    spread = _dot(shares, shares) + math.fsum(parts) ** 2 - _dot(parts, parts)
+    spread = _dot(shares, shares) + max(math.fsum(parts) ** 2 - _dot(parts, parts), 0.0)
     return ratio, (square, max(1.0, 1 / spread))
 
 

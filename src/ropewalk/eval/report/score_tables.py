@@ -126,8 +126,8 @@ def cell_of(its: Estimate | None, write: Callable[[float], str], mark: str, word
     if its is None:
         return Cell("-")
     interval = [" to ".join(write(end) for end in its.interval)] if its.interval else []
-    shared = f" in {its.clusters} {words.sampled or 'clusters'}" if its.clusters < its.count else ""
-    return Cell(write(its.mean), (*interval, f"n={its.count}{shared}"), mark)
+    sampled = [f"{words.sampled or 'clusters'}={its.clusters}"] if its.clusters < its.count else []
+    return Cell(write(its.mean), (*interval, f"n={its.count}", *sampled), mark)
 
 
 def _table(caption: str, parts: Sequence[Part], rows: Sequence[Sequence[Cell]], note: str) -> Iterator[Table]:
@@ -175,7 +175,8 @@ def _score_note(
         sampled = words.sampled or "clusters"
         note += (
             f" What was sampled are {sampled}, and examples of one go together: how far a value may be off, here and "
-            f"below, is taken from the spread over {sampled}; a hundred examples in ten may tell as little as ten."
+            f"below, is taken from the spread over {sampled}. A hundred examples in ten may tell as little as ten; "
+            "where all but one or two of these are alike they are taken to."
         )
     if any(len(part.cells) > 1 for part in parts):
         note += " In the average every task counts the same, however many examples it has."
