@@ -171,6 +171,18 @@ def test_differences_in_clusters_hold_the_true_one():
     assert numpy.mean(told) <= 0.08
 
 
+@pytest.mark.parametrize("alike", [0.1, 0.6])
+def test_differences_to_a_method_that_finds_nothing_hold_the_true_one(alike):
+    chance = numpy.random.default_rng(6)
+    names, beta = clusters_of([5] * 20), (1 - alike) / alike
+    held = []
+    for _ in range(400):
+        its = chance.beta(0.3 * beta, 0.7 * beta, 20).repeat(5)
+        mine = (chance.random(100) < its).astype(float).tolist()
+        held.append(estimates.difference(mine, [0.0] * 100, True, names).holds(0.3))
+    assert 0.92 <= numpy.mean(held) <= 0.995
+
+
 def test_ratios_over_books_hold_the_true_one():
     chance = numpy.random.default_rng(4)
     held = []
