@@ -52,7 +52,8 @@ def command(
 
 HOW = (
     "Right is what the model itself computes at the positions of each band, and the same in chunks, token by token, "
-    "with a static cache and in a padded batch; the error is the largest difference, in standard deviations of the logits."
+    "with a static cache and in a padded batch; the error is the largest difference, in standard deviations of the "
+    "logits."
 )
 
 

@@ -2,6 +2,7 @@
 """The ways to run a model that an evaluation compares, each with a name that says all of it.
 
 unmodified                               the model as it is
+unmodified(sliding_window='disable')     all of whose layers see all tokens, however long the text
 selfextend(group_size=8, window=1024)    under a position map
 linear(factor=4.0)                       with scaled rotary frequencies
 infinite(window=1024)                    block by block
@@ -24,7 +25,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.eval.scalings import SCALINGS, RopeScaling
-from ropewalk.maps import MAPS, PositionMap
+from ropewalk.maps import MAPS, Identity, PositionMap
 from ropewalk.maps.query_scaling import QueryScaling, QueryScalingKind
 from ropewalk.names import did_you_mean, unknown
 from ropewalk.presets import Preset, SlidingWindowChoice, check_sliding_window
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 UNMODIFIED = "unmodified"
+# More than any text has: the positions of a model that is not extended go on.
+_NO_END = 1 << 30
 
 # What a method does to a model.
 Change = PositionMap | RopeScaling
@@ -51,8 +54,8 @@ class Method:
     Attributes:
         name: complete: `parse` gives the same method for it.
         change: None for the model as it is.
-        sliding_window: of a position map, as in `ropewalk.extend`.
-        query_scaling: likewise.
+        sliding_window: of a position map, or of the model as it is: as in `ropewalk.extend`.
+        query_scaling: of a position map, likewise.
         swept: whether it was named as a part of a sweep.
     """
 
@@ -77,15 +80,15 @@ class Method:
         Raises:
             UnsupportedModelError: the method does not take the model.
         """
-        if self.change is None:
+        if self.change is None and self.sliding_window == "keep":
             return nullcontext()
-        if isinstance(self.change, PositionMap):
+        if self.change is None or isinstance(self.change, PositionMap):
             from ropewalk.integrations.transformers.extend import extend
 
             return extend(
                 model,
-                self.change,
-                trained_window=trained_window,
+                self.change or Identity(),
+                trained_window=trained_window if self.change else _NO_END,
                 sliding_window=self.sliding_window,
                 query_scaling=self.query_scaling,
             )
@@ -144,17 +147,18 @@ def _method(name: str, parameters: dict[str, Any], longest: int, trained_window:
         raise ValueError(unknown("method", name, [UNMODIFIED, *CHANGES]))
     kind = CHANGES[name] if name != UNMODIFIED else None
     own = dataclasses.fields(kind) if kind else ()
-    how = _HOW.keys() - {field.name for field in own} if kind and issubclass(kind, PositionMap) else set()
+    how = {"sliding_window"} if kind is None else set()
+    if kind and issubclass(kind, PositionMap):
+        how = _HOW.keys() - {field.name for field in own}
     shape = {key: value for key, value in parameters.items() if key not in how}
     _check_names(name, own, parameters, how)
-    if kind is None:
-        return Method(UNMODIFIED)
     try:
+        if kind is None:
+            return _of_map(None, **{**_HOW, **parameters})
         change = kind(**shape) if shape else kind.for_length(longest, trained_window)
         if not isinstance(change, PositionMap):
             return Method(_name_of(change), change)
         chosen = {**_HOW, **{key: value for key, value in parameters.items() if key in how}}
-        check_sliding_window(chosen["sliding_window"])
         if chosen["query_scaling"] is not None:
             QueryScaling(chosen["query_scaling"], trained_window)
         return _of_map(change, **chosen)
@@ -163,8 +167,9 @@ def _method(name: str, parameters: dict[str, Any], longest: int, trained_window:
 
 
 def _of_map(
-    position_map: PositionMap, sliding_window: SlidingWindowChoice, query_scaling: QueryScalingKind | None
+    position_map: PositionMap | None, sliding_window: SlidingWindowChoice, query_scaling: QueryScalingKind | None
 ) -> Method:
+    check_sliding_window(sliding_window)
     how = {"sliding_window": sliding_window, "query_scaling": query_scaling}
     told = {key: value for key, value in how.items() if value != _HOW[key]}
     return Method(_name_of(position_map, told), position_map, sliding_window, query_scaling)
@@ -185,11 +190,11 @@ def _check_names(
         raise ValueError(f"method {written}: it needs {' and '.join(missing)} too, or no parameter at all")
 
 
-def _name_of(change: Change, how: Mapping[str, Any] | None = None) -> str:
-    parameters = dataclasses.asdict(change)
+def _name_of(change: Change | None, how: Mapping[str, Any] | None = None) -> str:
+    parameters = dataclasses.asdict(change) if change else {}
     if not parameters.get("start"):
         parameters.pop("start", None)
-    return _written(change.name, {**parameters, **(how or {})})
+    return _written(change.name if change else UNMODIFIED, {**parameters, **(how or {})})
 
 
 def _written(name: str, parameters: dict[str, Any]) -> str:

@@ -139,7 +139,7 @@ class _Examination:
     def __init__(self, entry: Entry, row: Row) -> None:
         self.entry, self.row = entry, row
         self.ids = _text(TOKENS)
-        self.positions = None if entry.grid is None else _around(entry.grid)
+        self.positions = None if entry.grid is None else around(entry.grid)
 
     def run(self) -> None:
         row = self.row
@@ -352,7 +352,7 @@ def _implementations() -> Iterator[list[str]]:
             os.environ["TRITON_INTERPRET"] = own
 
 
-def _around(grid: tuple[int, int, int]) -> Tensor:
+def around(grid: tuple[int, int, int]) -> Tensor:
     """Positions of a text with a picture in it, (axes, TOKENS), as in Qwen2-VL (arXiv 2409.12191, 2.1)."""
     before = 10
     axes = torch.meshgrid(*map(torch.arange, grid), indexing="ij")

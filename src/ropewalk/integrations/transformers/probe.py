@@ -586,7 +586,8 @@ class _Rotaries:
             raise UnsupportedModelError(
                 f"{self.name(call.module)} of {type(self._model).__name__} rotates differently past position "
                 f"{positions[1]} than before (off by {error:.2g} of a key's size): cached keys cannot be re-rotated "
-                f"when frequencies or scales change with the length (rope_parameters: {parameters}); {refusals.AS_IT_IS}"
+                f"when frequencies or scales change with the length (rope_parameters: {parameters}); "
+                f"{refusals.AS_IT_IS}"
             )
 
 

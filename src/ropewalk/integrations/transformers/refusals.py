@@ -89,8 +89,8 @@ def own_mask(attention: str) -> str:
 
 def own_use_of_mask(module: str) -> str:
     return (
-        f"{module} computes with its attention mask itself, outside of transformers' AttentionInterface, so nothing can "
-        f"be put in its place; {AS_IT_IS}"
+        f"{module} computes with its attention mask itself, outside of transformers' AttentionInterface, so nothing "
+        f"can be put in its place; {AS_IT_IS}"
     )
 
 
