@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ropewalk.cli import app
+from ropewalk.eval.report.estimates import Estimate
 
 pytestmark = pytest.mark.docs
 
@@ -42,6 +43,31 @@ def test_a_page_is_what_the_rows_give(command, tmp_path, monkeypatch):
 
 def test_comparisons_are_what_the_rows_give():
     assert runpy.run_path(str(RESULTS / "comparisons.py"))["text"]() == (RESULTS / "comparisons.md").read_text()
+
+
+@pytest.fixture
+def findings(monkeypatch):
+    monkeypatch.syspath_prepend(RESULTS)
+    return runpy.run_path(str(RESULTS / "findings.py"))
+
+
+def test_findings_are_what_the_rows_give(findings):
+    """Every measured figure, in headings too; and no sentence says what its interval does not support."""
+    assert findings["text"]() == (RESULTS / "README.md").read_text()
+
+
+def test_findings_quote_no_figure_by_hand():
+    literal = re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "", (RESULTS / "findings.md.jinja").read_text(), flags=re.DOTALL)
+    not_measured = r"width=\"\d+%\"|Qwen2\.5-\S+|95% intervals|; 0\.05 would take"
+    assert not re.findall(r"\d+\.\d+|\d ?%|\d+ of \d+", re.sub(not_measured, "", literal))
+
+
+@pytest.mark.parametrize(
+    ("is_", "interval"), [("more", (-0.1, 0.4)), ("less", (-0.4, 0.1)), ("alike", (0.1, 0.4)), ("more", None)]
+)
+def test_what_an_interval_does_not_support_is_not_said(findings, is_, interval):
+    with pytest.raises(ValueError, match=r"is not|too few"):
+        findings["said"](Estimate(0.2, 9, 9, interval), 0, is_)
 
 
 def test_every_folder_has_its_command():
