@@ -32,7 +32,7 @@ def test_perplexity_is_pooled_over_tokens():
     three = estimates.pooled([2.0, 30.0, 9.0], [1.0, 10.0, 3.0])
     assert three.interval[0] < three.mean < three.interval[1]
     alike = estimates.pooled([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
-    assert alike.interval == pytest.approx((math.exp(2), math.exp(2)))
+    assert (alike.mean, alike.interval) == (pytest.approx(math.exp(2)), None)
     assert estimates.pooled([], []) is None
     assert estimates.pooled([1e6], [1.0]).mean == math.inf
 
@@ -208,6 +208,17 @@ def test_all_right_or_all_wrong_tells_no_more_than_the_clusters(right):
     assert (alike.mean, alike.holds(0.2), alike.holds(0.5)) == (0, True, False)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+def test_values_that_are_all_alike_do_not_say_that_others_are(value):
+    its = estimates.estimate([value] * 30, False)
+    assert (its.interval, its.holds(0.5)) == (None, True)
+    none = estimates.difference([value] * 30, [value] * 30, False)
+    assert (none.mean, none.interval) == (0, None)
+    # In an average with others it is one mean that is known.
+    other = estimates.estimate([0.1, 0.2, 0.3, 0.4], False)
+    assert estimates.average([its, other]).interval is not None
+
+
 def test_one_cluster_tells_nothing_of_others():
     assert estimates.estimate([1.0, 2.0, 4.0], False, ["a"] * 3).interval is None
     assert estimates.pooled([1.0, 2.0, 4.0], [1.0] * 3, ["a"] * 3).interval is None
@@ -218,8 +229,9 @@ def test_one_cluster_tells_nothing_of_others():
 
 def test_a_cluster_beside_which_others_are_lost():
     for weights in ([1e12, 1.0, 1.0], [1.0, 1e-12, 1e-12]):
-        its = estimates.pooled([2 * weights[0], 1.0, 3.0], weights, list("abc"))
-        assert its.interval[0] <= its.mean <= its.interval[1]
+        its = estimates.pooled([2 * weights[0], weights[1], 3 * weights[2]], weights, list("abc"))
+        assert its.mean == pytest.approx(math.exp(2))
+        assert its.holds(its.mean)
 
 
 @pytest.mark.parametrize("apart", [0.5, 0.2])

@@ -23,7 +23,8 @@ Clusters = Sequence[str] | None
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of `count` values, and its 95% confidence interval; None where there are too few values for one.
+    """A mean of `count` values, and its 95% confidence interval; None where there are too few values for one, or all
+    are alike.
 
     Attributes:
         clusters: what was sampled: of values that share a document, the documents.
@@ -120,8 +121,6 @@ def power(its: Estimate, apart: float, ratio: bool) -> tuple[float, float] | Non
         return None
     low, high = map(math.log, its.interval) if ratio else its.interval
     error = (high - low) / 2 / its.quantile
-    if error == 0:
-        return None
     least, sought = (its.quantile + _POWER) * error, math.log(apart) if ratio else apart
     return math.exp(least) if ratio else least, its.count * ((_Z + _POWER) * error / sought) ** 2
 
@@ -240,7 +239,8 @@ def _dot(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def _from_student(mean: float, error: tuple[float, float] | None) -> Interval | None:
-    if error is None:
+    """None too where all are alike, but for rounding: that they are here does not say that others are."""
+    if error is None or error[0] <= (1e-9 * mean) ** 2:
         return None
     half = _quantile(error) * math.sqrt(error[0])
     return mean - half, mean + half
