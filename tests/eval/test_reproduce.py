@@ -134,5 +134,7 @@ def test_methods_are_compared_question_by_question(tmp_path):
     assert means.rows[0][2].details[1:] == ("n=8", "documents=4")
     assert [row[0].text for row in apart.rows] == [name for name in means.columns[3:] if not name.startswith("paper: ")]
     assert [row[1].text for row in apart.rows] == ["+25.0"] * 2
+    # Two of four documents tell little, which stands in both tables.
+    assert [row[1].mark for row in apart.rows] == [cell.mark for cell in means.rows[0][3:] if cell.details] == ["≈"] * 2
     assert apart.rows[0][1].details[1:] == ("n=8", "documents=4")
     assert "four of five such experiments would tell a true difference" in apart.note

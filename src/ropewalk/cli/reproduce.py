@@ -164,7 +164,7 @@ def _compare(
 def _print(table: Table) -> None:
     shown = Shown(*table.columns, title=table.caption, caption=table.note, title_justify="left", caption_justify="left")
     for row in table.rows:
-        shown.add_row(*("\n".join([cell.text, *cell.details]) for cell in row))
+        shown.add_row(*("\n".join([f"{cell.text} {cell.mark}".rstrip(), *cell.details]) for cell in row))
     Console().print(shown)
 
 

@@ -43,7 +43,7 @@ def score_tables(task: str, series: Sequence[Series], words: About) -> Iterator[
         for number, key in enumerate(keys or [None]):
             parts = _parts(score, key, series, words)
             means = [(one.label, [score.of(one, part) for part in parts]) for one in series]
-            noise = {one.label: _noise(score, _apart(score, one, other, parts)) for one, other in pairs}
+            noise = {one.label: noise_of(score, one, other, parts) for one, other in pairs}
             caption = f"{score.title[:1].upper()}{score.title[1:]}{f' by {key}' if key else ''}"
             rows = [_row(label, its, score.write, noise.get(label), words) for label, its in means]
             yield from _table(caption, parts, rows, _score_note(score, parts, means, words))
@@ -74,6 +74,11 @@ def difference_tables(
 
 def _apart(score: Score, one: Series, other: Series, parts: Sequence[Part]) -> list[Estimate | None]:
     return [score.difference(one, other, part) for part in parts]
+
+
+def noise_of(score: Score, one: Series, other: Series, parts: Sequence[Part]) -> list[str]:
+    """`NOISE` where a method is not told from another one, for each part."""
+    return _noise(score, _apart(score, one, other, parts))
 
 
 def _noise(score: Score, apart: Sequence[Estimate | None]) -> list[str]:

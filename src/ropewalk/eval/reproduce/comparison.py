@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ropewalk.eval import papers, results
 from ropewalk.eval.methods import UNMODIFIED
-from ropewalk.eval.report.score_tables import cell_of, difference_tables
+from ropewalk.eval.report.score_tables import cell_of, difference_tables, noise_of
 from ropewalk.eval.report.scores import ALL, Part, scores_of, tokens, values_of
 from ropewalk.eval.report.series import Series, baseline, plain, shown, together
 from ropewalk.eval.report.tables import Cell, Table
@@ -43,18 +43,19 @@ def comparison(
     parts = [Part(tokens(value) if one.by == "length" else plain(value), ({one.by: value},)) for value in values]
     parts = parts or [ALL]
     printed = {row.label: row.cells for row in papers.table(one.table).rows} if one.table else {}
+    pairs = [(its, other) for its in ours if (other := _other(its, ours)) is not None]
+    noise = {its.label: noise_of(score, its, other, parts) for its, other in pairs}
     columns, cells = [one.by], [[Cell(part.head)] for part in parts]
     for run, its in series:
         row = run.rows.get(its.method, "")
         if row:
             columns.append(f"paper: {row}")
         columns.append(its.label)
-        for line, part in zip(cells, parts, strict=True):
+        for line, part, mark in zip(cells, parts, noise.get(its.label, [""] * len(parts)), strict=True):
             if row:
                 line.append(Cell(printed[row].get(str(part.cells[0].get(one.by, "")), "-")))
-            line.append(cell_of(score.of(its, part), score.write, "", words))
+            line.append(cell_of(score.of(its, part), score.write, mark, words))
     note = " ".join([_NOTE, *(f"Not the paper's, or not known of it: {each}." for each in departures)])
-    pairs = [(its, other) for its in ours if (other := _other(its, ours)) is not None]
     title = f"{name}: {score.title}"
     return [
         Table(title, tuple(columns), tuple(map(tuple, cells)), note),
