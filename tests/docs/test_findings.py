@@ -65,6 +65,18 @@ def test_findings_quote_no_figure_by_hand():
     assert not re.findall(r"\d+\.\d+|\d ?%|\d+ of \d+", re.sub(not_measured, "", literal))
 
 
+def test_figures_quoted_on_other_pages(findings):
+    value, se = findings["value"], findings["SELFEXTEND"]
+    page = " ".join((ROOT / "docs/how-to/parameters.md").read_text().split())
+    found, unmodified = (round(100 * float(value("passkey", method))) for method in (se, "unmodified"))
+    books, rerope = (float(value("perplexity", method, 32)) for method in (se, "rerope"))
+    assert findings["hits"]("passkey", "rerope") == "400 of 400"
+    assert (
+        f"ReRoPE found every pass key to 32k, SelfExtend {found}% of them, the unmodified model {unmodified}%." in page
+    )
+    assert f"perplexity {books:.1f} with SelfExtend, {rerope:.1f} with ReRoPE" in page
+
+
 @pytest.mark.parametrize(
     ("is_", "interval"), [("more", (-0.1, 0.4)), ("less", (-0.4, 0.1)), ("alike", (0.1, 0.4)), ("more", None)]
 )
