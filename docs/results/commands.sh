@@ -67,3 +67,7 @@ ropewalk report docs/results/needle-sweep docs/results/passkey-sweep docs/result
     --output docs/results/pages/sweep.html
 ropewalk report docs/results/leval docs/results/longbench docs/results/short --output docs/results/pages/tasks.html
 ropewalk report docs/results/qwen-passkey docs/results/qwen-perplexity --output docs/results/pages/qwen.html
+
+# What no page has, and the findings (findings.md.jinja) with their figures
+python docs/results/comparisons.py
+python docs/results/findings.py

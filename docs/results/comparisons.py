@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean, variance
 
 from ropewalk.eval import report
-from ropewalk.eval.report.estimates import Estimate, difference
+from ropewalk.eval.report.estimates import Estimate
 from ropewalk.eval.report.scores import ALL, Part, scores_of
 from ropewalk.eval.report.series import Series, together
 from ropewalk.eval.report.tables import Cell, Table
@@ -77,24 +77,25 @@ def ratios() -> Iterator[Sequence[object]]:
         yield folder, one, other, written(its, 1, 3), 0 if its is None else its.count
 
 
+def by_prompt_of(folder: str, name: str, one: Series, which: str) -> tuple[Estimate | None, float, int]:
+    """What a method adds to the unmodified model on prompts "past" the trained window, or "within" it; and what that
+    has, in percent, on how many."""
+    series = series_of(folder)
+    score = next(each for each in scores_of(folder, [*series.values()]) if each.name == name)
+    plain = {row.example: row for row in series["unmodified"].done}
+    window = series["unmodified"].run.config.trained_window
+    assert window is not None, "a run of a model whose window is not known"
+    pairs = [(row, plain[row.example]) for row in one.done
+             if ((row.prompt_tokens or 0) > window) == (which == "past")]  # fmt: skip
+    return score.of_pairs(pairs), 100 * fmean(row.scores[name] for _, row in pairs), len(pairs)
+
+
 def by_prompt() -> Iterator[Sequence[object]]:
     for folder, score in BY_PROMPT:
-        series = series_of(folder)
-        plain = {row.example: row for row in series["unmodified"].done}
-        window = series["unmodified"].run.config.trained_window
-        assert window is not None, "a run of a model whose window is not known"
-        for method, one in series.items():
-            if method == "unmodified":
-                continue
-            for which in ("past", "within"):
-                pairs = [
-                    (row.scores[score], plain[row.example].scores[score])
-                    for row in one.done
-                    if ((row.prompt_tokens or 0) > window) == (which == "past")
-                ]
-                mine, theirs = zip(*pairs, strict=True)
-                its = difference(mine, theirs, proportion=False)
-                yield folder, score, which, method, f"{100 * fmean(theirs):.1f}", written(its, 100, 1), len(pairs)
+        for method, one in series_of(folder).items():
+            for which in () if method == "unmodified" else ("past", "within"):
+                its, theirs, count = by_prompt_of(folder, score, one, which)
+                yield folder, score, which, method, f"{theirs:.1f}", written(its, 100, 1), count
 
 
 def intraclass_correlation(groups: Sequence[Sequence[Sequence[float]]]) -> float:
@@ -110,18 +111,29 @@ def intraclass_correlation(groups: Sequence[Sequence[Sequence[float]]]) -> float
     return between / within
 
 
-def clustered() -> Iterator[Sequence[object]]:
+def places(folder: str) -> list[list[list[float]]]:
+    """Of each method and length the scores of the texts of each depth."""
+
     def length(row: Row) -> float:
         return float(row.cell["length"])
 
     def place(row: Row) -> tuple[float, float]:
         return length(row), float(row.cell["depth"])
 
+    return [
+        [[row.scores["exact_match"] for row in cell] for _, cell in groupby(its, key=place)]
+        for one in series_of(folder).values()
+        for _, its in groupby(sorted(one.done, key=place), key=length)
+    ]
+
+
+def icc(folder: str) -> str:
+    return f"{intraclass_correlation(places(folder)):.1f}"
+
+
+def clustered() -> Iterator[Sequence[object]]:
     for folder in CLUSTERED:
-        groups = []
-        for one in series_of(folder).values():
-            for _, its in groupby(sorted(one.done, key=place), key=length):
-                groups.append([[row.scores["exact_match"] for row in cell] for _, cell in groupby(its, key=place)])
+        groups = places(folder)
         samples, cells = len(groups[0][0]), len(groups[0])
         correlation = intraclass_correlation(groups)
         yield folder, samples, f"{correlation:.2f}", round(samples * cells / (1 + (samples - 1) * correlation))
@@ -142,7 +154,7 @@ def text() -> str:
     parts = [
         "# Comparisons",
         "Figures of the [findings](README.md) that no page has, from the rows: `python docs/results/comparisons.py`. "
-        "Brackets hold 95% intervals.",
+        "Brackets hold 95% intervals, from the spread over what was sampled: books, places in texts, documents.",
         table(
             "Perplexity of one method as a part of another's, book by book",
             ("folder", "method", "compared with", "ratio", "books"),

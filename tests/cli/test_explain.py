@@ -292,7 +292,10 @@ def test_map_options_without_a_length_take_only_what_is_given():
         (["explain", "--group-size", "2", "--window", "-4", *SIZES], "got -4"),
         (["explain", "--group-size", "2", "--window", str(10**30), *SIZES], str(10**30)),
         (["explain", "--group-size", "two", "--window", "4", *SIZES], "--group-size"),
-        (["explain", "--map", "self", "--grouping", "logistic", *SIZES], "anchored, distance, got 'logistic'"),
+        (
+            ["explain", "--map", "self", "--grouping", "logistic", *SIZES],
+            "released, got 'logistic'",
+        ),
         (["explain", "--map", "self", "--rate", "nan", *SIZES], "rate must be"),
         (["explain", "--trained-window", "4096", "--length", "0"], "--length must be from 1 to"),
         (["explain", "--trained-window", "-3", "--length", "9"], "got -3"),

@@ -27,6 +27,8 @@ def test_a_figure_and_again(tmp_path):
     assert first.exit_code == 0, first.stderr
     assert "20 examples done" in first.stdout
     assert "selfextend/figure-4: exact match" in first.stdout
+    assert "selfextend/figure-4: exact match: difference to the unmodified model" in first.stdout
+    assert "+0.00 ≈" in first.stdout
     page = (tmp_path / "out" / "comparison.md").read_text()
     assert "| 512 |" in page
     assert "lengths is 256,512" in page

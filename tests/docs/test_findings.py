@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from ropewalk.cli import app
 from ropewalk.data import alice
+from ropewalk.eval.report.estimates import Estimate
 from ropewalk.eval.results import read
 
 pytestmark = pytest.mark.docs
@@ -45,6 +46,43 @@ def test_a_page_is_what_the_rows_give(command, tmp_path, monkeypatch):
 
 def test_comparisons_are_what_the_rows_give():
     assert runpy.run_path(str(RESULTS / "comparisons.py"))["text"]() == (RESULTS / "comparisons.md").read_text()
+
+
+@pytest.fixture
+def findings(monkeypatch):
+    monkeypatch.syspath_prepend(RESULTS)
+    return runpy.run_path(str(RESULTS / "findings.py"))
+
+
+def test_findings_are_what_the_rows_give(findings):
+    """Every measured figure, in headings too; and no sentence says what its interval does not support."""
+    assert findings["text"]() == (RESULTS / "README.md").read_text()
+
+
+def test_findings_quote_no_figure_by_hand():
+    literal = re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "", (RESULTS / "findings.md.jinja").read_text(), flags=re.DOTALL)
+    not_measured = r"width=\"\d+%\"|Qwen2\.5-\S+|95% intervals|; 0\.05 would take"
+    assert not re.findall(r"\d+\.\d+|\d ?%|\d+ of \d+", re.sub(not_measured, "", literal))
+
+
+def test_figures_quoted_on_other_pages(findings):
+    value, se = findings["value"], findings["SELFEXTEND"]
+    page = " ".join((ROOT / "docs/how-to/parameters.md").read_text().split())
+    found, unmodified = (round(100 * float(value("passkey", method))) for method in (se, "unmodified"))
+    books, rerope = (float(value("perplexity", method, 32)) for method in (se, "rerope"))
+    assert findings["hits"]("passkey", "rerope") == "400 of 400"
+    assert (
+        f"ReRoPE found every pass key to 32k, SelfExtend {found}% of them, the unmodified model {unmodified}%." in page
+    )
+    assert f"perplexity {books:.1f} with SelfExtend, {rerope:.1f} with ReRoPE" in page
+
+
+@pytest.mark.parametrize(
+    ("is_", "interval"), [("more", (-0.1, 0.4)), ("less", (-0.4, 0.1)), ("alike", (0.1, 0.4)), ("more", None)]
+)
+def test_what_an_interval_does_not_support_is_not_said(findings, is_, interval):
+    with pytest.raises(ValueError, match=r"is not|too few"):
+        findings["said"](Estimate(0.2, 9, 9, interval), 0, is_)
 
 
 def test_a_tiny_mpt_is_trained_and_measured(tmp_path):

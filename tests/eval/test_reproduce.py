@@ -2,6 +2,7 @@
 """The papers' experiments: each can be run as it stands, and the papers' figures stand beside ours."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -91,6 +92,15 @@ def test_forecasts():
     assert forecast(many, "microsoft/phi-2")[0] > 6 * forecast(few, "microsoft/phi-2")[0]
 
 
+def kept(tmp_path, one, run, data_dir):
+    """A run of the dummy, done."""
+    task, subject = TASKS[one.task](**run.settings, data_dir=data_dir), Dummy()
+    methods = parse_all(run.rows, 1, 4096)
+    with results.Results(tmp_path / run.name, runner.config_of(task, methods, subject, 0)) as folder:
+        runner.run(task, methods, subject, folder, runner.facts_of(task, subject, 0))
+    return run, results.read(tmp_path / run.name)
+
+
 def test_the_papers_figures_beside_ours(tmp_path):
     one = experiment("selfextend/table-2")
     folder = tmp_path / "longbench" / "full"
@@ -99,12 +109,32 @@ def test_the_papers_figures_beside_ours(tmp_path):
     for task in ("qasper", "hotpotqa"):
         (folder / f"{task}.jsonl").write_text("\n".join(map(json.dumps, lines)))
     run = runs_of(one, "meta-llama/Llama-2-7b-chat-hf", {"tasks": "qasper,hotpotqa"})[0]
-    task, subject = TASKS["longbench"](**run.settings, data_dir=tmp_path), Dummy()
-    methods = parse_all(run.rows, 1, 4096)
-    with results.Results(tmp_path / run.name, runner.config_of(task, methods, subject, 0)) as kept:
-        runner.run(task, methods, subject, kept, runner.facts_of(task, subject, 0))
-    table = comparison("it", one, [(run, results.read(tmp_path / run.name))], ["3 questions"])
+    [table] = comparison("it", one, [kept(tmp_path, one, run, tmp_path)], ["3 questions"])
     assert table.columns == ("task", "paper: Llama-2-7b-chat", "unmodified")
     cells = {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
     assert cells == {"qasper": ["19.2", "100.0"], "hotpotqa": ["25.4", "100.0"]}
     assert "3 questions" in table.note
+
+
+def test_methods_are_compared_question_by_question(tmp_path):
+    """Also with the unmodified model that read shorter texts, as in the paper; documents are what was sampled."""
+    one = experiment("selfextend/table-2")
+    folder = tmp_path / "longbench" / "full"
+    folder.mkdir(parents=True)
+    lines = [{"context": f"The city of {i // 2} is old.", "input": str(i), "answers": ["12345"]} for i in range(8)]
+    (folder / "qasper.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    runs = runs_of(one, "meta-llama/Llama-2-7b-chat-hf", {"tasks": "qasper"})
+    done = [kept(tmp_path, one, run, tmp_path) for run in runs]
+    # One of the questions of each of two documents that the unmodified model does not know.
+    wrong = {"qasper-0", "qasper-2"}
+    rows = [row.model_copy(update={"scores": {"score": float(row.example not in wrong)}}) for row in done[0][1].rows]
+    done[0] = (done[0][0], replace(done[0][1], rows=tuple(rows)))
+    means, apart = comparison("it", one, done)
+    assert means.columns[1:3] == ("paper: Llama-2-7b-chat", "unmodified, length-3500")
+    assert means.rows[0][2].details[1:] == ("n=8", "documents=4")
+    assert [row[0].text for row in apart.rows] == [name for name in means.columns[3:] if not name.startswith("paper: ")]
+    assert [row[1].text for row in apart.rows] == ["+25.0"] * 2
+    # Two of four documents tell little, which stands in both tables.
+    assert [row[1].mark for row in apart.rows] == [cell.mark for cell in means.rows[0][3:] if cell.details] == ["≈"] * 2
+    assert apart.rows[0][1].details[1:] == ("n=8", "documents=4")
+    assert "four of five such experiments would tell a true difference" in apart.note

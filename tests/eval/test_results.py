@@ -52,6 +52,34 @@ def test_rows_come_back(tmp_path):
     assert files == ["config.json", *sorted(f"facts-{one.name}.json" for one in (FACTS, later)), "results.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("task", "example", "cluster"),
+    [
+        ("passkey", "4096-0.100-7", "4096-0.100"),
+        ("needle", "4096-0.100-2", "4096-0.100"),
+        ("passkey-length", "16-3", "16-3"),
+        ("perplexity", "4096-a-book", "a-book"),
+        ("perplexity", "32768-a-book", "a-book"),
+        ("leval", "sci_fi-3-2-fact", "sci_fi-3"),
+        ("leval", "topic_retrieval_longchat-12-1", "topic_retrieval_longchat-12"),
+        ("short", "arc_challenge-4", "arc_challenge-4"),
+        ("somebody_elses", "a-b-c", "a-b-c"),
+    ],
+)
+def test_what_was_sampled_is_known_of_rows_that_do_not_say_it(tmp_path, task, example, cluster):
+    facts = FACTS.model_copy(update={"task": task})
+    config = CONFIG.model_copy(update={"task": task})
+    (tmp_path / "old").mkdir()
+    line = row(example, facts=facts).model_dump(mode="json", exclude={"cluster"})
+    add(tmp_path / "old", config=config)
+    add(tmp_path / "new", row(example, facts=facts).model_copy(update={"cluster": "book 7"}), config=config)
+    facts_file = next((tmp_path / "new").glob("facts-*.json"))
+    (tmp_path / "old" / facts_file.name).write_bytes(facts_file.read_bytes())
+    (tmp_path / "old" / "results.jsonl").write_text(json.dumps(line) + "\n")
+    assert read(tmp_path / "old").rows[0].cluster == cluster
+    assert read(tmp_path / "new").rows[0].cluster == "book 7"
+
+
 def as_once(*rows):
     """Lines as they were when each held its facts: with what is now one of them beside the others."""
     for one in rows:

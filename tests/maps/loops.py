@@ -39,6 +39,33 @@ def group_of(capacity, rate, token):
     return group
 
 
+def released_group_of(capacity, rate, token):
+    """Index that the authors' kernel writes for a token: pass by pass over the group sizes, as it does, each pass
+    from where the one before ended, and over what that wrote."""
+
+    def edge(size):
+        return (math.log(size * capacity - size) - math.log(capacity - size)) / rate
+
+    # Of each size its first and last group; what the kernel never fills in stays 0, which counts as one group.
+    first, last = [0] * (capacity + 1), [0] * (capacity + 1)
+    for size in range(1, capacity - 1):
+        first[size], last[size] = math.ceil(edge(size)), math.floor(edge(size + 1))
+        if last[size] == edge(size + 1):
+            last[size] -= 1
+    last[0] = -1
+    written, begin = 0, 0
+    for size in range(1, capacity):
+        groups, next_groups = (last[s] - first[s] + 1 for s in (size, size + 1))
+        if groups <= 0 or next_groups <= 0:
+            continue
+        end = begin + size * groups
+        # Nothing is ever written for token 0.
+        if 0 < token >= begin and (token <= end or size == capacity - 1):
+            written = last[size - 1] + (token - begin + size - 1) // size
+        begin = end
+    return written
+
+
 def _identity(position_map, m, n):
     return m - n
 
@@ -65,8 +92,9 @@ def _self(position_map, m, n):
     capacity, rate, window = position_map.capacity, position_map.rate, position_map.window
     if m - n < window:
         return m - n
-    if position_map.grouping == "anchored":
-        return window + group_of(capacity, rate, m - window) - group_of(capacity, rate, n)
+    if position_map.grouping != "distance":
+        group = group_of if position_map.grouping == "anchored" else released_group_of
+        return window + group(capacity, rate, m - window) - group(capacity, rate, n)
     # By distance: walk outwards from the window, group by group, and note where the present size began.
     size, first, first_group = 1, window, 0
     end, group = window, 0

@@ -5,6 +5,7 @@ import math
 from fractions import Fraction
 from functools import partial
 from itertools import product
+from typing import get_args
 
 import numpy
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from ropewalk.maps import MAPS, SELF, LeakyReRoPE, SelfExtend, from_dict
 from ropewalk.maps.numbers import UNBOUNDED, real, whole
 from ropewalk.maps.query_scaling import QueryScaling
+from ropewalk.maps.self_ import Grouping
 from ropewalk.testing.maps import example_maps
 
 NUMPY_INTEGERS = [numpy.int8, numpy.uint8, numpy.int32, numpy.int64, numpy.uint64]
@@ -170,9 +172,9 @@ def test_a_huge_factor_leaves_far_keys_at_the_window(factor):
 @pytest.mark.parametrize("rate", [5e-324, 1e-300, 1e-9, 1e-4, 0.02, 40.0, 1e300, 1.7976931348623157e308])
 @pytest.mark.timeout(60)
 def test_curves_out_of_all_proportion_end(capacity, rate):
-    for grouping in ("anchored", "distance"):
+    for grouping in get_args(Grouping):
         position_map = SELF(capacity, rate, 8, grouping)
-        assert position_map.relative_positions(12)[11, 3:].tolist() == [8, 7, 6, 5, 4, 3, 2, 1, 0]
+        assert position_map.relative_positions(12)[11, 4:].tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
         assert 11 <= position_map.largest_relative_position(UNBOUNDED) < UNBOUNDED
 
 
@@ -191,8 +193,11 @@ def test_curves_out_of_all_proportion_end(capacity, rate):
         ({"map": "identity", "window": 4}, r"'identity' has no parameter 'window': its parameters are start"),
         ({"map": "rerope", "window": 4, 5: 6}, r"'rerope' has no parameter 5: its parameters are start, window"),
         ({"map": "rerope", "window": 4, "groups": 2}, r"no parameter 'groups'"),
-        ({"map": "self", "grouping": 3}, r"grouping must be one of anchored, distance, got 3"),
-        ({"map": "self", "grouping": ["anchored"]}, r"grouping must be one of anchored, distance, got \['anchored'\]"),
+        ({"map": "self", "grouping": 3}, r"grouping must be one of anchored, distance, released, got 3"),
+        (
+            {"map": "self", "grouping": ["anchored"]},
+            r"released, got \['anchored'\]",
+        ),
         (["rerope", 4], r"described by a mapping"),
         ("rerope", r"described by a mapping"),
         (None, r"described by a mapping"),

@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from itertools import chain
+from typing import get_args
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from ropewalk.maps import (
     StreamingLLM,
     from_dict,
 )
+from ropewalk.maps.self_ import Grouping
 from ropewalk.testing.maps import example_maps, large_maps
 
 EXAMPLES = list(chain(*example_maps().values()))
@@ -46,9 +48,7 @@ maps = st.one_of(
     st.builds(SelfExtend, st.integers(1, 12), windows, start=starts),
     st.builds(ReRoPE, windows, start=starts),
     st.builds(LeakyReRoPE, st.floats(1, 9), windows, start=starts),
-    st.builds(
-        SELF, st.integers(2, 12), st.floats(0.01, 5), windows, st.sampled_from(["anchored", "distance"]), start=starts
-    ),
+    st.builds(SELF, st.integers(2, 12), st.floats(0.01, 5), windows, st.sampled_from(get_args(Grouping)), start=starts),
     st.integers(1, 45).flatmap(lambda size: st.builds(DualChunk, st.just(size), st.integers(1, size), start=starts)),
     st.builds(StreamingLLM, st.integers(0, 45), windows, start=starts),
     st.builds(LMInfinite, st.integers(0, 45), windows, start=starts),
@@ -296,7 +296,7 @@ def test_other_maps_are_not_the_identity(position_map):
         (lambda: SELF(rate=float("nan")), r"rate must be .*got nan"),
         (lambda: SELF(rate=float("inf")), r"rate must be .*got inf"),
         (lambda: SELF(window=-1), r"window must be .*got -1"),
-        (lambda: SELF(grouping="logistic"), r"grouping must be .*anchored, distance.*got 'logistic'"),
+        (lambda: SELF(grouping="logistic"), r"grouping must be .*anchored, distance, released.*got 'logistic'"),
         (lambda: ReRoPE(0), r"window must be .*got 0"),
         (lambda: LeakyReRoPE(0.5, 4), r"factor must be .*got 0\.5"),
         (lambda: LeakyReRoPE(float("inf"), 4), r"factor must be .*got inf"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import get_args
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from ropewalk.maps import SELF, Band, DualChunk, Identity, LeakyReRoPE, ReRoPE, 
 from ropewalk.maps.edges import BEGINNING, PAST_QUERY, Edge
 from ropewalk.maps.positions import Constant
 from ropewalk.maps.query_scaling import QueryScaling
+from ropewalk.maps.self_ import Grouping
 from ropewalk.ops import Layout, Rotary, attention
 from ropewalk.testing.budget import within_budget
 from ropewalk.testing.maps import example_maps, large_maps
@@ -118,7 +120,7 @@ known_maps = st.one_of(
         st.integers(2, 9),
         st.floats(0.05, 3),
         st.integers(1, 60),
-        st.sampled_from(["anchored", "distance"]),
+        st.sampled_from(get_args(Grouping)),
         start=st.integers(0, 50),
     ),
     st.builds(LeakyReRoPE, st.floats(1, 9), st.integers(1, 60)),

@@ -139,7 +139,7 @@ def _not_the_papers(one: Experiment, model: str | None) -> str:
 def _compare(
     name: str, one: Experiment, runs: list[Run], folder: Path, overrides: dict[str, str], limit: int | None
 ) -> None:
-    """Prints the table, and writes it as Markdown."""
+    """Prints the tables, and writes them as Markdown."""
     from ropewalk.eval import results
     from ropewalk.eval.report import markdown_table
     from ropewalk.eval.reproduce.comparison import comparison
@@ -148,11 +148,14 @@ def _compare(
     if limit is not None:
         departures.append(f"{limit} examples of each method")
     done = [(run, results.read(folder / run.name)) for run in runs]
-    table = comparison(name, one, done, [*departures, *one.unknown])
-    _print(table)
+    tables = comparison(name, one, done, [*departures, *one.unknown])
+    for table in tables:
+        _print(table)
     page = folder / _COMPARISON
     with replacing(page) as unfinished:
-        unfinished.write_text("\n\n".join(markdown_table(table)) + "\n", encoding="utf-8")
+        unfinished.write_text(
+            "\n\n".join(paragraph for table in tables for paragraph in markdown_table(table)) + "\n", encoding="utf-8"
+        )
     print(
         f"{written(page)}; figures and failures: ropewalk report {' '.join(written(folder / run.name) for run in runs)}"
     )
@@ -161,7 +164,7 @@ def _compare(
 def _print(table: Table) -> None:
     shown = Shown(*table.columns, title=table.caption, caption=table.note, title_justify="left", caption_justify="left")
     for row in table.rows:
-        shown.add_row(*("\n".join([cell.text, *cell.details]) for cell in row))
+        shown.add_row(*("\n".join([f"{cell.text} {cell.mark}".rstrip(), *cell.details]) for cell in row))
     Console().print(shown)
 
 

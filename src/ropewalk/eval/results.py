@@ -17,7 +17,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from filelock import Timeout
 from pydantic import (
@@ -127,6 +127,8 @@ class Row(_Record):
 
     Attributes:
         example: its name within the task and its settings.
+        cluster: what was sampled that the example is one of, such as a book or a document: its examples do not tell as
+            much as others would. Read from rows that were written before it was recorded it is what their task says.
         cell: what the example is one of, such as its length and depth: rows are averaged over cells.
         prompt_tokens: length of the prompt; None if it failed before that was known.
         target: what was to be answered.
@@ -139,6 +141,7 @@ class Row(_Record):
 
     method: str
     example: str
+    cluster: str = ""
     cell: dict[str, _Whole | _Number | str]
     prompt_tokens: _Tokens | None = None
     target: str | None = None
@@ -166,6 +169,14 @@ class Row(_Record):
     @classmethod
     def _by_name(cls, facts: Any, info: ValidationInfo) -> Any:
         return info.context[facts] if isinstance(facts, str) and info.context is not None else facts
+
+    @model_validator(mode="after")
+    def _sampled(self) -> Self:
+        """With what was not recorded."""
+        if not self.cluster:
+            task = TASKS.get(self.facts.task)
+            object.__setattr__(self, "cluster", (task and task.cluster_of(self.example)) or self.example)
+        return self
 
     @field_serializer("facts")
     def _named(self, facts: Facts) -> str:

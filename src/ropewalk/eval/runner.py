@@ -158,7 +158,9 @@ def _rows(task: Task, method: Method, examples: Sequence[Example], subject: Subj
     # Of what failed there is nothing but the error.
     known: list[dict[str, Any]] = [{}] * len(examples) if outcomes is None else [*map(vars, outcomes)]
     for example, its in zip(examples, known, strict=True):
-        row = partial(Row, method=method.name, example=example.name, cell=example.cell, seconds=seconds, facts=facts)
+        cluster = example.cluster or task.cluster_of(example.name)
+        row = partial(Row, method=method.name, example=example.name, cluster=cluster, cell=example.cell,
+                      seconds=seconds, facts=facts)  # fmt: skip
         try:
             yield row(error=problem, **its)
         except ValidationError as error:  # such as a score that is no number

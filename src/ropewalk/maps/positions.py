@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -247,6 +248,46 @@ class LogisticGroups:
         row = torch.searchsorted(ends, tokens, right=True)
         # Among groups of one size the index is a plain floor division, shifted to meet the groups before.
         return torch.div(tokens + shifts[row], sizes[row], rounding_mode="floor")
+
+
+@dataclass(frozen=True)
+class ReleasedGroups(LogisticGroups):
+    """The group index as SELF's own kernel counts it (logistic.cu of the authors' code, as of November 2026).
+
+    Token n has the index that `LogisticGroups` gives token n - 1, and the first token 0. Where some size has no group,
+    or the next one has none, the kernel passes the size over: its groups get no tokens, and all that follow begin that
+    much earlier. Here `first_groups` are the indices of `first_tokens`, and each further index is that of `sizes`
+    tokens.
+    """
+
+    @cached_property
+    def _table(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        last = self.capacity - 1
+        # The last group of each size; none is 0, and the largest size has no last one.
+        ends = [-1, *(math.ceil(min(self._crossing(size + 1), UNBOUNDED)) - 1 for size in range(1, last))]
+        counts = [end - before for before, end in pairwise(ends)]
+        token, rows = 0, []
+        for size, count in enumerate(counts, start=1):
+            goes_on_for_ever = ends[size] >= UNBOUNDED - 1
+            # The kernel takes the largest size for one that has a group.
+            if count > 0 and (size == last - 1 or counts[size] > 0 or goes_on_for_ever):
+                rows.append((size, ends[size - 1], token))
+                token += size * count
+            if goes_on_for_ever or token >= UNBOUNDED:
+                break
+        else:
+            rows.append((last, ends[last - 1], token))
+        sizes, first_groups, first_tokens = zip(*rows, strict=True)
+        return sizes, first_groups, first_tokens
+
+    @cached_property
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        sizes, first_groups, first_tokens = (torch.tensor(column, device="cpu") for column in self._table)
+        return first_tokens[1:], sizes, (first_groups + 1) * sizes - first_tokens - 1
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        # The kernel writes no index for token 0.
+        return super().__call__(tokens) * (tokens > 0)
 
 
 @dataclass(frozen=True)

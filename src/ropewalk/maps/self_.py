@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal, Self, get_args
 
 from ropewalk.maps.base import EVERYTHING, Band, PositionMap, _require, at_least, default_window, join_equal
 from ropewalk.maps.numbers import whole
-from ropewalk.maps.positions import Grouped, Logistic, LogisticGroups
+from ropewalk.maps.positions import Grouped, Logistic, LogisticGroups, ReleasedGroups
 
-Grouping = Literal["anchored", "distance"]
+Grouping = Literal["anchored", "distance", "released"]
 
 # Past this a larger capacity hardly changes a text that any model of today can hold, and the table of groups grows.
 _LARGEST_CAPACITY = 1 << 14
@@ -27,9 +27,11 @@ class SELF(PositionMap):
         capacity: C, one more than the largest group size.
         rate: r, the growth rate of the curve.
         window: W, the neighbor window, in tokens.
-        grouping: what the groups follow, the text or the distance. "anchored" counts them from the start of the text,
-            as the authors' prefill does: the far key n of query m is at `W + g(m - W) - g(n)`. "distance" lets the
-            group size grow with the distance from the query, the idea as published: one band a group size.
+        grouping: what the groups follow, the text or the distance. "anchored" counts them from the start of the text:
+            the far key n of query m is at `W + g(m - W) - g(n)`. "released" is the prefill of the authors' code, the
+            same but for its table of groups, which lags a token behind: g(n - 1) in the place of g(n), and larger
+            differences where the curve is steep (`ReleasedGroups`). "distance" lets the group size grow with the
+            distance from the query, the idea as published: one band a group size.
     """
 
     name: ClassVar[str] = "self"
@@ -51,14 +53,15 @@ class SELF(PositionMap):
     @cached_property
     def groups(self) -> LogisticGroups:
         """The group table."""
-        return LogisticGroups(self.capacity, self.rate)
+        kind = ReleasedGroups if self.grouping == "released" else LogisticGroups
+        return kind(self.capacity, self.rate)
 
     @cached_property
     def bands(self) -> tuple[Band, ...]:
         near = Band.at_distances(0, self.window)
         if self.grouping == "distance":
             return join_equal((near, *self._bands_by_size()))
-        if self.groups.sizes == (1,):
+        if self.grouping == "anchored" and self.groups.sizes == (1,):
             return (EVERYTHING,)
         query_positions = Logistic(self.groups, origin=self.window, shift=self.window)
         return (near, Band.at_distances(self.window, None, query_positions, Logistic(self.groups)))
@@ -75,13 +78,13 @@ class SELF(PositionMap):
     @classmethod
     def examples(cls) -> list[Self]:
         groupings: tuple[Grouping, ...] = get_args(Grouping)
-        curves = [(5, 1.0, 3), (9, 0.3, 6), (4, 50.0, 1), (2, 0.5, 3)]
+        curves = [(5, 1.0, 3), (9, 0.3, 6), (4, 50.0, 1), (2, 0.5, 3), (33, 0.2, 5)]
         maps = [cls(*curve, grouping) for curve in curves for grouping in groupings]
         return [*maps, cls(33, 0.02, 100), *(cls(6, 0.7, 4, grouping, start=11) for grouping in groupings)]
 
     @classmethod
     def large_examples(cls) -> list[Self]:
-        return [cls(9, 0.05, 100), cls(9, 0.05, 100, "distance")]
+        return [cls(9, 0.05, 100), cls(9, 0.05, 100, "distance"), cls(9, 0.05, 100, "released")]
 
     @classmethod
     def _for_length(cls, target_length: int, trained_window: int) -> Self:

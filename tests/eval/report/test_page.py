@@ -111,7 +111,9 @@ def test_partial_results():
     assert section.notices[0].startswith(
         f"results/a is not finished. Examples so far: unmodified 5 of 8, {SELFEXTEND} 0 of 8."
     )
-    assert [cell.details[-1] for cell in section.tables[0].rows[0][1:]] == ["n=4", "n=1", "n=5"]
+    assert [cell.details[1:] for cell in section.tables[0].rows[0][1:]] == [
+        ("n=4", "places=2"), ("n=1",), ("n=5", "places=3")
+    ]  # fmt: skip
     values = [row[1].text for row in tables.made_table(partial).rows if row[0].text == "rows"]
     assert values == ["unmodified: 5 of 8", f"{SELFEXTEND}: 0 of 8"]
 

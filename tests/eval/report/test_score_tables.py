@@ -28,7 +28,8 @@ def test_means_counts_intervals_and_noise():
     means, apart = tables(full())
     assert means.columns == apart.columns == ("method", "4k", "8k", "all")
     assert texts(means) == [["unmodified", "1.00", "0.50", "0.75"], [SELFEXTEND, "1.00", "1.00", "1.00"]]
-    assert means.rows[0][2].details == ("0.15 to 0.85", "n=4")
+    # Both texts of a place are found or missed, and there are two places.
+    assert means.rows[0][2].details == ("0.09 to 0.91", "n=4", "places=2")
     assert means.caption == "Exact match by length"
     assert means.has_summary
     # Four rows tell little.
@@ -58,6 +59,79 @@ def test_only_examples_that_both_did_are_pairs():
     means, apart = tables(run(rows))
     assert means.rows[1][1].details[1] == "n=3"
     assert apart.rows[0][1].details[1] == "n=2"
+
+
+def in_places(method, score, places=10, samples=5):
+    return [
+        row(method, float(score(place, i)), depth=place / places, sample=i)
+        for place in range(places)
+        for i in range(samples)
+    ]
+
+
+def test_intervals_follow_what_was_sampled():
+    """Half of the keys found is one thing if it is every second one, and another if it is all of half of the places."""
+    alone, together_ = (
+        tables(run(in_places("unmodified", score), methods=("unmodified",)))[0].rows[0][1]
+        for score in (lambda place, i: (place + i) % 2, lambda place, i: place % 2)
+    )
+    assert alone.text == together_.text == "0.50"
+    assert (alone.details[0], together_.details[0]) == ("0.35 to 0.65", "0.20 to 0.80")
+    assert together_.details[1:] == ("n=50", "places=10")
+    note = tables(run(in_places("unmodified", lambda place, i: i % 2), methods=("unmodified",)))[0].note
+    assert "What was sampled are places, and examples of one go together" in note
+
+
+def test_differences_follow_what_was_sampled():
+    """Of 10 keys that only one method finds, 2 places tell little, and 10 much."""
+    for finds, mark in ((lambda place, i: place < 2, "≈"), (lambda place, i: i == place % 5, "")):
+        rows = in_places("unmodified", lambda place, i: False) + in_places(SELFEXTEND, finds)
+        _, apart = tables(run(rows))
+        assert (texts(apart), marks(apart)) == ([[SELFEXTEND, "+0.20"]], [[mark]])
+
+
+OTHERS = ("rerope(window=8)", "rerope(window=16)")
+
+
+def test_methods_are_compared_with_the_best_of_them():
+    rows = [
+        row(method, i / 40 + more + 0.01 * (i % 3) * number, sample=i, metric="recall", task="needle", depth=i)
+        for number, (method, more) in enumerate(
+            {"unmodified": 0.2, SELFEXTEND: 0, OTHERS[0]: 0.1, OTHERS[1]: 0}.items()
+        )
+        for i in range(30)
+    ]
+    _, apart, best = tables(run(rows, task="needle", methods=BOTH + OTHERS), task="needle")
+    # The unmodified model is none of them, and what ends in an error has no line.
+    assert best.caption == f"Recall: difference to the best, {OTHERS[0]}"
+    assert texts(best) == [[SELFEXTEND, "-0.11"], [OTHERS[1], "-0.09"]]
+    assert "the method that has the best figure over all" in best.note
+    assert len(apart.rows) == 3
+
+
+def test_the_least_perplexity_is_the_best():
+    rows = [
+        perplexity(method, 4096, book, more + book)
+        for method, more in {"unmodified": 2, SELFEXTEND: 2.1, OTHERS[0]: 2.2}.items()
+        for book in range(4)
+    ]
+    *_, best = tables(run(rows, task="perplexity", methods=(*BOTH, OTHERS[0])), task="perplexity")
+    assert best.caption == f"Perplexity: ratio to the best, {SELFEXTEND}"
+    assert texts(best) == [[OTHERS[0], "1.11"]]
+
+
+def test_tables_of_differences_say_what_they_can_tell():
+    rows = [
+        row(method, 0.5 + (method == SELFEXTEND) * 0.1 * (i % 2), sample=i, metric="recall", task="new")
+        for method in BOTH
+        for i in range(40)
+    ]
+    _, apart = tables(run(rows, task="new"), task="new")
+    # Standard error 0.05 / sqrt(39): times 2.02 + 0.84 it is 0.02; and (2.80 * 0.05 / 0.05)^2 = 7.8 tell 0.05.
+    assert "would tell a true difference of 0.02 from none" in apart.note
+    assert "to tell 0.05, as far as examples are spread here, would take about 9 of them" in apart.note
+    *_, few = tables(run([one for one in rows if one.example.endswith(("-10", "-11"))], task="new"), task="new")
+    assert "is not known: there are too few examples, or all alike" in few.note
 
 
 def test_without_an_unmodified_model_there_is_no_difference():

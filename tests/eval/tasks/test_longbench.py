@@ -78,11 +78,16 @@ def test_examples(data_dir):
     one = task(data_dir, tasks=("trec", "qasper", "trec"), length=100)
     assert one.tasks == ("qasper", "trec")
     assert list(one.examples()) == [
-        Example("qasper-0", 100, {"task": "qasper"}),
-        Example("qasper-1", 100, {"task": "qasper"}),
-        Example("trec-0", 100, {"task": "trec"}),
+        Example("qasper-0", 100, {"task": "qasper"}, cluster="qasper-0"),
+        Example("qasper-1", 100, {"task": "qasper"}, cluster="qasper-0"),
+        Example("trec-0", 100, {"task": "trec"}, cluster="qasper-0"),
     ]
     assert next(iter(task(data_dir, subset="mini").examples())).tokens == len("short" + "What is lit?") // 4
+
+
+def test_questions_about_one_text_are_of_one_document(data_dir):
+    clusters = {one.name: one.cluster for one in task(data_dir, tasks=("qasper", "lcc")).examples()}
+    assert clusters == {"qasper-0": "qasper-0", "qasper-1": "qasper-0", "lcc-0": "lcc-0"}
 
 
 def test_what_identifies_a_run(data_dir):

@@ -9,6 +9,7 @@ from typing import Literal
 
 from ropewalk.eval.report.estimates import Estimate, average, difference, estimate, pooled
 from ropewalk.eval.report.series import Series
+from ropewalk.eval.results import Row
 from ropewalk.eval.tasks import Metric, about, metrics_of
 
 # Parts of cells that are known by name.
@@ -111,27 +112,38 @@ class Score(Metric):
         return self.write(value, sign=self.pooled is None)
 
     def _in_cell(self, one: Series, cell: Selection) -> Estimate | None:
-        columns = list(zip(*self._values(one, cell).values(), strict=True))
-        if not columns:
+        rows = self._rows(one, cell)
+        if not rows:
             return None
-        return estimate(columns[0], self.is_proportion) if self.pooled is None else pooled(*columns)
+        columns = list(zip(*map(self._values, rows.values()), strict=True))
+        clusters = [row.cluster for row in rows.values()]
+        if self.pooled is None:
+            return estimate(columns[0], self.is_proportion, clusters)
+        sums, weights = columns
+        return pooled(sums, weights, clusters)
 
     def _pairs_in_cell(self, one: Series, other: Series, cell: Selection) -> Estimate | None:
-        mine, theirs = self._values(one, cell), self._values(other, cell)
-        both = [example for example in mine if example in theirs]
-        first = [mine[example][0] for example in both], [theirs[example][0] for example in both]
-        if self.pooled is None:
-            return difference(*first, self.is_proportion)
-        return pooled([my - their for my, their in zip(*first, strict=True)], [theirs[example][1] for example in both])
+        mine, theirs = self._rows(one, cell), self._rows(other, cell)
+        return self.of_pairs([(row, theirs[example]) for example, row in mine.items() if example in theirs])
 
-    def _values(self, one: Series, cell: Selection) -> dict[str, list[float]]:
-        """By the name of the example; of a pooled score the two that it is of."""
+    def of_pairs(self, pairs: Sequence[tuple[Row, Row]]) -> Estimate | None:
+        """By how much the first of each two rows, which have the score, is above the second; or the ratio."""
+        mine = [self._values(row) for row, _ in pairs]
+        theirs = [self._values(row) for _, row in pairs]
+        clusters = [row.cluster for row, _ in pairs]
+        if self.pooled is None:
+            return difference([my for my, *_ in mine], [their for their, *_ in theirs], self.is_proportion, clusters)
+        apart = [my[0] - their[0] for my, their in zip(mine, theirs, strict=True)]
+        return pooled(apart, [their[1] for their in theirs], clusters)
+
+    def _values(self, row: Row) -> list[float]:
+        """One, or of a pooled score the two that it is of."""
+        return [row.scores[name] for name in self.pooled or (self.name,)]
+
+    def _rows(self, one: Series, cell: Selection) -> dict[str, Row]:
+        """Those that have the score, by the name of the example."""
         names = self.pooled or (self.name,)
-        return {
-            row.example: [row.scores[name] for name in names]
-            for row in one.done_in(cell)
-            if all(name in row.scores for name in names)
-        }
+        return {row.example: row for row in one.done_in(cell) if all(name in row.scores for name in names)}
 
 
 def scores_of(task: str, series: Sequence[Series]) -> list[Score]:

@@ -35,12 +35,14 @@ class Example:
         tokens: about how long it is, for the order and the forecast.
         cell: what it is one of, such as a length and a depth.
         about: what its task needs to write it out.
+        cluster: what was sampled that it is one of, where its name does not tell (`Task.cluster_of`).
     """
 
     name: str
     tokens: int
     cell: dict[str, int | float | str]
     about: Any = field(default=None, compare=False, repr=False)
+    cluster: str | None = None
 
 
 def grid(
@@ -145,6 +147,7 @@ class About(BaseModel):
         reading: how to read its figure over these parts of the cells; empty for general words.
         over: those parts.
         by: what of the cells there is a table for; None for all.
+        sampled: what was sampled, where examples share it: "documents" for the questions about some.
         examples: settings whose numbers, of lists their lengths, multiply to the examples of each method; of none, it
             is not known.
         groups: of its tasks, where it is several, in the order of a table's columns.
@@ -158,6 +161,7 @@ class About(BaseModel):
     reading: str = ""
     over: tuple[str, ...] = ("length", "depth")
     by: tuple[str, ...] | None = None
+    sampled: str = ""
     examples: tuple[str, ...] = ()
     groups: dict[str, tuple[str, ...]] = {}
     percent: bool = False
@@ -194,6 +198,12 @@ class Task(BaseModel, ABC):
         """What a page says of it; None for general words."""
         path = Path(inspect.getfile(cls)).with_name("about.toml")
         return About(**tomllib.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+    @classmethod
+    def cluster_of(cls, example: str) -> str:
+        """What was sampled that an example of this name is one of: those of one share a text or a place in it, and
+        their scores go together. By default each was sampled by itself."""
+        return example
 
     @property
     def longest(self) -> int | None:

@@ -118,6 +118,11 @@ class LEval(PreparedTask):
         return [f"{name}: questions left out because several options are right: {count}"
                 for name, count in counts.items()]  # fmt: skip
 
+    @classmethod
+    def cluster_of(cls, example: str) -> str:
+        """The document, of questions about the real world the one that they come from."""
+        return "-".join(example.split("-")[:2])
+
     @property
     def longest(self) -> int:
         return self.length + (self.new_tokens if self.mode == "generate" else 0)

@@ -90,12 +90,15 @@ class LongBench(PreparedTask):
 
     @cached_property
     def _examples(self) -> list[Example]:
+        first: dict[str, str] = {}
         return [
             Example(
-                f"{task}-{number}",
+                name := f"{task}-{number}",
                 min((len(record.context) + len(record.input)) // _CHARACTERS_A_TOKEN, self.length),
                 {"task": task},
                 record,
+                # Questions about one text are of the first about it.
+                cluster=first.setdefault(record.context, name),
             )
             for task, file in self._files.items()
             for number, record in enumerate(lines_of(file, Record, f"{task}.jsonl"))

@@ -61,6 +61,11 @@ class Needle(PreparedTask):
     def found(self) -> dict[str, str]:
         return {"sha256": sha256(self._texts)}
 
+    @classmethod
+    def cluster_of(cls, example: str) -> str:
+        """Its length and depth: needles at one place share their fate far more than those in one text."""
+        return example.rpartition("-")[0]
+
     @property
     def longest(self) -> int:
         return max(self.lengths) + (self.new_tokens or NEW_TOKENS)

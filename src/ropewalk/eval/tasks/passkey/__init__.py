@@ -52,6 +52,11 @@ class Passkey(PreparedTask):
             raise refused("needs a --span of 1 token or more, and a number of --depths, such as 10", given)
         return tiled
 
+    @classmethod
+    def cluster_of(cls, example: str) -> str:
+        """Its length and depth: keys near one place mostly share their fate."""
+        return example.rpartition("-")[0]
+
     @property
     def longest(self) -> int:
         return max(self.lengths) + answer_tokens(self.digits, self.chat, self.new_tokens)

@@ -106,6 +106,11 @@ class Perplexity(PreparedTask):
     def found(self) -> dict[str, str]:
         return {"sha256": sha256(self._books)}
 
+    @classmethod
+    def cluster_of(cls, example: str) -> str:
+        """The book."""
+        return example.partition("-")[2]
+
     @property
     def longest(self) -> int:
         return max(self.lengths)
