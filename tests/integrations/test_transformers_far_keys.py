@@ -19,6 +19,7 @@ from ropewalk.integrations.transformers import far_keys as far_keys_module
 from ropewalk.integrations.transformers.far_keys import FarKeysLayer, far_keys_cache
 from ropewalk.maps import SELF, DualChunk, Identity, LeakyReRoPE, LMInfinite, ReRoPE, SelfExtend, StreamingLLM
 from ropewalk.testing import TINY_MODELS, tiny_model
+from ropewalk.testing.models import ALIBI_MODELS
 
 pytestmark = pytest.mark.filterwarnings("ignore:a text of:UserWarning")
 
