@@ -1,9 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""lm-evaluation-harness's own command, which then knows the model `ropewalk`; every argument is passed on."""
+"""lm-evaluation-harness's own command, which then knows the model `ropewalk` and RULER on local files; every argument is
+passed on."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 from lm_eval.__main__ import cli_evaluate
 
+from ropewalk.integrations.lm_eval import ruler
+from ropewalk.integrations.transformers.sources import ModelError
+
+
+def main() -> None:
+    with TemporaryDirectory() as folder:
+        # The command takes one such path alone: where one is given, RULER is lm-eval's.
+        if any("niah_" in one or "ruler" in one for one in sys.argv) and "--include_path" not in sys.argv:
+            ruler.write_tasks(Path(folder))
+            sys.argv += ["--include_path", folder]
+        try:
+            cli_evaluate()
+        except (ModelError, ruler.RulerError) as error:
+            sys.exit(f"error: {error}")
+
+
 if __name__ == "__main__":
-    cli_evaluate()
+    main()
