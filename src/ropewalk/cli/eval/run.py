@@ -122,6 +122,7 @@ def evaluate(task: Task, run: RunOptions) -> None:
             for note in task.notes:
                 print(f"note: {note}", file=sys.stderr)
             subject, window = load()
+            task.measure(subject)
             longest = task.longest or _TIMES * window
             chosen = ways.parse_all(run.methods, longest, window)
             if preset is not None and (own := ways.of_preset(preset, longest, window)) not in chosen:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""lm-evaluation-harness's own command, which then knows the model `ropewalk` and RULER on local files; every argument is
-passed on."""
+"""lm-evaluation-harness's own command, which then knows the model `ropewalk` and makes RULER's tasks from local files;
+every argument is passed on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ropewalk.integrations.transformers.sources import ModelError
 
 def main() -> None:
     with TemporaryDirectory() as folder:
-        # The command takes one such path alone: where one is given, RULER is lm-eval's.
+        # The command takes one such path alone: where there is one, RULER's tasks are lm-eval's own.
         if any("niah_" in one or "ruler" in one for one in sys.argv) and "--include_path" not in sys.argv:
             ruler.write_tasks(Path(folder))
             sys.argv += ["--include_path", folder]

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """RULER's tasks of lm-evaluation-harness, made from files of this machine and measured by any model's tokenizer.
 
-lm-eval makes RULER's texts when it loads a task. It measures them by a tokenizer that it loads by the model's name, which
-a GGUF file is none of, and takes essays, a model that tells sentences apart and questions from the network. Here the
-same tasks are made by the same functions from the tokenizer in the GGUF file and, with `--metadata data_dir=DIR`, from
-files of that folder: those of `ESSAYS`, and for the QA tasks `ruler/NAME`, where NAME is what lm-eval fetches.
+lm-eval makes RULER's texts when it loads a task. It measures them by the tokenizer that has the model's name, which a
+GGUF file has none of, and takes essays, what tells their sentences apart and questions from the network. Here the same
+functions of lm-eval's make the same tasks with the tokenizer in the GGUF file and, if there is a `data_dir`, from what
+that folder holds: `ESSAYS`, and for the QA tasks `ruler/NAME`, where NAME is the file that lm-eval fetches.
 
-The tasks come to lm-eval by its own means: files that include its own and name another function for the data.
+lm-eval gets to them by its own means: a task is a file, which may include another and name what makes its data.
 """
 
 from __future__ import annotations
@@ -27,16 +27,15 @@ import lm_eval.tasks
 
 from ropewalk.integrations.transformers.sources import find
 
-# Of lm-eval, where RULER's modules are, and its files with the name of the function that makes a task's data.
-_PACKAGE = "lm_eval.tasks.ruler"
-_FOLDER = Path(lm_eval.tasks.__file__).parent / "ruler"
-_FUNCTION = re.compile(r"^custom_dataset: !function (\S+)$", re.MULTILINE)
-
-# In a folder of data: as RULER's own script writes them, or those of the needle test's repository.
+# In a folder of data: essays as RULER's own script writes them, or those of the needle test's repository.
 ESSAYS = ("ruler/PaulGrahamEssays.json", "needle/PaulGrahamEssays/*.txt")
 _OPTION = "--metadata data_dir=DIR"
 
-# What is made for this process alone.
+# lm-eval's folder of RULER, and what a file there says of the function that makes its data.
+_FOLDER = Path(lm_eval.tasks.__file__).parent / "ruler"
+_FUNCTION = re.compile(r"^custom_dataset: !function (\S+)$", re.MULTILINE)
+
+# Folders of this process alone.
 _kept = ExitStack()
 atexit.register(_kept.close)
 
@@ -45,25 +44,20 @@ class RulerError(ValueError):
     """Something that RULER's tasks need is not there. One line, for users."""
 
 
-def tasks() -> list[str]:
-    """The names of RULER's tasks."""
-    names = (re.search(r"^task: (\S+)$", path.read_text(), re.MULTILINE) for path in _files())
-    return sorted(name[1] for name in names if name)
-
-
 def write_tasks(folder: Path) -> None:
     """Writes RULER's tasks, with their data from `dataset`, into a folder: lm-eval's `include_path`."""
-    for path, function in _files().items():
-        lines = (
-            f"include: {json.dumps(str(path))}",
-            f"custom_dataset: !function {__name__}.dataset",
-            f"dataset_kwargs: {{made_by: {function}}}",
-        )
-        (folder / path.name).write_text("\n".join((*lines, "")))
+    for path in _FOLDER.glob("*.yaml"):
+        if function := _FUNCTION.search(path.read_text(encoding="utf-8")):
+            lines = (
+                f"include: {json.dumps(str(path))}",
+                f"custom_dataset: !function {__name__}.dataset",
+                f"dataset_kwargs: {{made_by: {function[1]}}}",
+            )
+            (folder / path.name).write_text("\n".join((*lines, "")), encoding="utf-8")
 
 
 def dataset(made_by: str, data_dir: str | None = None, **metadata: Any) -> Any:
-    """The data of a task: what lm-eval's own function makes, from local files.
+    """The data of a task, as a function of lm-eval's makes them.
 
     Args:
         made_by: that function, `module.name` in lm-eval's folder of RULER.
@@ -78,28 +72,21 @@ def dataset(made_by: str, data_dir: str | None = None, **metadata: Any) -> Any:
     if folder is not None and not folder.is_dir():
         raise RulerError(f"data_dir must be a folder that holds {' or '.join(ESSAYS)}, got {data_dir!r}")
     name, _, function = made_by.rpartition(".")
+    if name == "niah_utils" and folder is not None and (text := _essays(folder)):
+        _tell_sentences_apart(text)  # first: the module looks for that, and else asks the network
     try:
-        module = import_module(f"{_PACKAGE}.{name}")
+        module = import_module(f"lm_eval.tasks.ruler.{name}")
     except ImportError as error:
-        raise RulerError('RULER\'s tasks need more packages: run \'pip install "lm-eval[ruler]"\'') from error
-    metadata["tokenizer"] = _tokenizer(metadata)
+        raise RulerError("RULER needs more packages: run 'pip install \"lm-eval[ruler]\"'") from error
     with _local(module, folder):
-        return getattr(module, function)(**metadata)
-
-
-def _files() -> dict[Path, str]:
-    """lm-eval's files of tasks, and the function that makes the data of each."""
-    found = ((path, _FUNCTION.search(path.read_text())) for path in sorted(_FOLDER.glob("*.yaml")))
-    return {path: function[1] for path, function in found if function}
+        return getattr(module, function)(**{**metadata, "tokenizer": _tokenizer(metadata)})
 
 
 def _tokenizer(metadata: dict[str, Any]) -> str | None:
-    """What lm-eval finds the model's tokenizer by: a folder with that of a GGUF file, which it cannot read by itself."""
-    named = [metadata.get(key) for key in ("tokenizer", "pretrained", "model")]
-    given = next((str(name) for name in named if name), None)
-    if given is not None and given != metadata.get("pretrained"):
-        return given
-    source = find(given)
+    """What transformers finds the model's tokenizer by: of a GGUF file, a folder that it is written to."""
+    if metadata.get("tokenizer") or (metadata.get("model") and not metadata.get("pretrained")):
+        return metadata.get("tokenizer") or metadata["model"]
+    source = find(metadata.get("pretrained"))
     return source.location if source.gguf_file is None else _unpacked(source.location, source.gguf_file)
 
 
@@ -116,7 +103,7 @@ def _unpacked(location: str, gguf_file: str) -> str:
 def _local(module: ModuleType, folder: Path | None) -> Iterator[None]:
     """Until the context ends, a module of lm-eval's takes essays and questions from a folder.
 
-    It has no option for either: functions of its own, which ask the network, are replaced.
+    It has no option for either, so its functions that fetch them are replaced.
     """
     instead: dict[str, Callable[..., Any]] = {}
     if hasattr(module, "get_haystack"):
@@ -124,7 +111,7 @@ def _local(module: ModuleType, folder: Path | None) -> Iterator[None]:
     if hasattr(module, "download_json"):
         instead["download_json"] = partial(_questions, module.download_json, folder)
         for reader in (module.read_squad, module.read_hotpotqa):
-            reader.cache_clear()  # of another folder
+            reader.cache_clear()  # it may know those of another folder
     before = {name: getattr(module, name) for name in instead}
     try:
         vars(module).update(instead)
@@ -139,27 +126,27 @@ def _haystack(own: Callable[..., Any], folder: Path | None, type_haystack: str) 
         return own(type_haystack=type_haystack)
     if folder is None:
         with _fetching("the essays", f"name a folder that holds {' or '.join(ESSAYS)} by {_OPTION}"):
-            words: list[str] = own(type_haystack=type_haystack)
-    else:
-        words = _essays(folder).split()
-    _tell_sentences_apart(" ".join(words))
-    return words
+            return own(type_haystack=type_haystack)
+    if not (text := _essays(folder)):
+        raise RulerError(f"{folder} holds no essays: it must hold {' or '.join(ESSAYS)}")
+    return text.split()
 
 
+@cache
 def _essays(folder: Path) -> str:
+    """The essays of a folder; empty if there are none."""
     whole, pattern = ESSAYS
     if (folder / whole).is_file():
         return str(json.loads((folder / whole).read_bytes())["text"])
-    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob(pattern))]
-    if not texts:
-        raise RulerError(f"{folder} holds no essays: {_OPTION} must hold {' or '.join(ESSAYS)}")
-    return " ".join(texts)
+    return " ".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob(pattern)))
 
 
 @cache
 def _tell_sentences_apart(text: str) -> None:
-    """Where nltk has no model for it and cannot fetch one, one is trained on the text itself: where sentences end says
-    between which of them a needle goes, and nothing else."""
+    """Where nltk has not loaded its model for that, one is trained on the text itself: some seconds for all essays.
+
+    Where sentences end says between which words a needle may go, and nothing else.
+    """
     import nltk
     from nltk.tokenize.punkt import PunktTrainer, save_punkt_params
 
