@@ -157,7 +157,7 @@ def test_answers_in_a_padded_batch(make):
         ({"map": "selfexend"}, ValueError, "no map is called 'selfexend'. Did you mean 'selfextend'?"),
         ({}, ValueError, "map=selfextend needs group_size and window, or max_length"),
         ({"group_size": 8}, ValueError, "map 'selfextend' needs window"),
-        ({"group_size": 8, "window": 0}, ValueError, "window must be 1 or more, got 0"),
+        ({"group_size": 8, "window": -1}, ValueError, "window must be 0 or more, got -1"),
         ({"map": "rerope", "window": 16}, ValueError, "reaches any length: pass max_length"),
         ({"map": "selfextend", "group_size": 2, "window": 16, "max_length": 500}, LengthError, "500 tokens"),
     ],

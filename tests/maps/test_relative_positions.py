@@ -288,7 +288,7 @@ def test_other_maps_are_not_the_identity(position_map):
     ("make", "message"),
     [
         (lambda: SelfExtend(0, 4), r"group_size must be .*got 0"),
-        (lambda: SelfExtend(2, 0), r"window must be .*got 0"),
+        (lambda: SelfExtend(2, -1), r"window must be .*got -1"),
         (lambda: SelfExtend(2, 4, start=-3), r"start must be .*got -3"),
         (lambda: SELF(capacity=1), r"capacity must be .*got 1"),
         (lambda: SELF(capacity=1 << 15), r"capacity must be at most 16384, got 32768"),

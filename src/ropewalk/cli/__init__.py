@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import ropewalk
-from ropewalk.cli import chat, demo, eval, explain, generate, models, presets, report
+from ropewalk.cli import chat, demo, eval, explain, generate, models, presets, report, reproduce
 from ropewalk.cli.errors import Commands
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command("presets")(presets.command)
 app.command("models")(models.command)
 app.add_typer(eval.app, name="eval")
 app.command("report")(report.command)
+app.command("reproduce")(reproduce.command)
 
 
 def _print_version(wanted: bool) -> None:

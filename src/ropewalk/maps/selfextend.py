@@ -19,23 +19,24 @@ class SelfExtend(PositionMap):
 
     Args:
         group_size: G, tokens that share a position in the far band; 1 is the unmodified model.
-        window: W, the neighbor window, in tokens.
+        window: W, the neighbor window, in tokens; 0 groups near keys too, as the paper's figure 2 does.
     """
 
     name: ClassVar[str] = "selfextend"
     miniature: ClassVar[Mapping[str, Any]] = {"group_size": 2, "window": 4}
     group_size: int = field(metadata=at_least(1))
-    window: int = field(metadata=at_least(1))
+    window: int = field(metadata=at_least(0))
 
     @cached_property
     def bands(self) -> tuple[Band, ...]:
         shift = self.window - self.window // self.group_size
         far = Band.at_distances(self.window, None, Grouped(self.group_size, shift), Grouped(self.group_size))
-        return join_equal((Band.at_distances(0, self.window), far))
+        near = (Band.at_distances(0, self.window),) if self.window else ()
+        return join_equal((*near, far))
 
     @classmethod
     def examples(cls) -> list[Self]:
-        return [cls(2, 4), cls(3, 5), cls(4, 3), cls(1, 4), cls(5, 1), cls(4, 100), cls(3, 4, start=9)]
+        return [cls(2, 4), cls(3, 5), cls(4, 3), cls(1, 4), cls(5, 1), cls(3, 0), cls(4, 100), cls(3, 4, start=9)]
 
     @classmethod
     def large_examples(cls) -> list[Self]:

@@ -44,7 +44,7 @@ _TOLD = 5
 # model trained on 4k.
 _TIMES = 4
 # Past these a number is a slip: a batch or a limit of more, processes on one machine. Seeds are those of every library.
-_MANY, _MOST_PROCESSES, _SEEDS = 1_000_000, 1024, 1 << 32
+MANY, _MOST_PROCESSES, _SEEDS = 1_000_000, 1024, 1 << 32
 _PANEL = "Run"
 _option = functools.partial(typer.Option, rich_help_panel=_PANEL)
 
@@ -73,9 +73,9 @@ class RunOptions:
             "window goes for all methods, and without --method it is compared with unmodified alone.",
         ),
     ] = None
-    limit: Annotated[int | None, _option(min=1, max=_MANY, help="Examples of each method, spread over all.")] = None
+    limit: Annotated[int | None, _option(min=1, max=MANY, help="Examples of each method, spread over all.")] = None
     seed: Annotated[int, _option(min=0, max=_SEEDS - 1, help="Of everything random.")] = 0
-    batch_size: Annotated[int, _option(min=1, max=_MANY, help="Prompts or passages that are asked together.")] = 1
+    batch_size: Annotated[int, _option(min=1, max=MANY, help="Prompts or passages that are asked together.")] = 1
     chunk: Annotated[
         int,
         token_option(
@@ -101,11 +101,26 @@ class RunOptions:
 
 
 def evaluate(task: Task, run: RunOptions) -> None:
-    """Runs a task, in this process or in several that share its examples; each reads its data, once options are known
-    to be right, and then loads the model."""
+    """Runs a task, in this process or in several that share its examples.
+
+    Raises:
+        Exit: every example failed, or the processes have ended.
+    """
+    ask = prepared(task, run)
+    with sharing(run) as share:
+        counts = ask(share)
+    if counts.failed and not counts.done:
+        raise typer.Exit(processes.ALL_FAILED)
+
+
+def prepared(task: Task, run: RunOptions) -> Callable[[Share], Counts]:
+    """What asks a share of a task's examples, once options are known to be right: it reads the data, and then loads the
+    model.
+
+    Raises:
+        UserError: an option is wrong.
+    """
     from ropewalk.eval import methods as ways
-    from ropewalk.eval import runner
-    from ropewalk.eval.results import Results
 
     model_options.check(run.dtype, run.device)
     preset = preset_option(run.preset)
@@ -117,7 +132,20 @@ def evaluate(task: Task, run: RunOptions) -> None:
     try:
         ways.parse_all(run.methods, 1, 8192)  # a mistyped one is found before anything is loaded
         load = _loader(run, preset)
-        with _sharing(run) as share, model_options.running(run.verbose):
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return functools.partial(_ask, task, run, preset, load)
+
+
+def _ask(
+    task: Task, run: RunOptions, preset: Preset | None, load: Callable[[], tuple[Subject, int]], share: Share
+) -> Counts:
+    from ropewalk.eval import methods as ways
+    from ropewalk.eval import runner
+    from ropewalk.eval.results import Results
+
+    try:
+        with model_options.running(run.verbose):
             task.read()
             for note in task.notes:
                 print(f"note: {note}", file=sys.stderr)
@@ -136,8 +164,7 @@ def evaluate(task: Task, run: RunOptions) -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     _say(counts, run.output, share)
-    if counts.failed and not counts.done:
-        raise typer.Exit(processes.ALL_FAILED)
+    return counts
 
 
 def _loader(run: RunOptions, preset: Preset | None) -> Callable[[], tuple[Subject, int]]:
@@ -160,7 +187,7 @@ def _loader(run: RunOptions, preset: Preset | None) -> Callable[[], tuple[Subjec
 
 
 @contextmanager
-def _sharing(run: RunOptions) -> Iterator[Share]:
+def sharing(run: RunOptions) -> Iterator[Share]:
     """What this process does of the run. Where several are wanted, they are started instead, and the command ends.
 
     Raises:

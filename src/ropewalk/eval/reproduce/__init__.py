@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The papers' experiments as data, experiments.toml beside this file: what to run, as what settings, on which model."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from ropewalk.eval.methods import UNMODIFIED, parse_all
+from ropewalk.names import unknown
+
+# How a model that the paper did not run is compared: as it is, and with what eq. 5 recommends for the longest text.
+_OTHERWISE = (UNMODIFIED, "selfextend")
+# FLOP/s of reading, seconds of a written token, bytes of a bfloat16 number.
+_READING, _STEP, _BYTES = 500e12, 0.025, 2
+_GIB = 1 << 30
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Line(_Data):
+    """A model run in one way: a row of the paper's table, or a curve of its figure.
+
+    Attributes:
+        model: on the hub.
+        method: as `ropewalk eval --method` takes it; a sweep is several.
+        settings: of the task, beside those of the experiment.
+        trained_window: of the model, where its configuration says another.
+        row: its label in the paper's rows; empty where the paper prints none.
+    """
+
+    model: str
+    method: str
+    settings: dict[str, Any] = {}
+    trained_window: int | None = None
+    row: str = ""
+
+
+class Experiment(_Data):
+    """A table or a figure.
+
+    Attributes:
+        title: what it shows.
+        task: of `ropewalk eval`; empty where nothing is measured, and `instead` says what shows the same.
+        settings: of the task, in all lines.
+        table: the paper's rows, by their name in `ropewalk.eval.papers`; empty where it prints none.
+        by: the part of the cells that the columns of those rows are.
+        score: the one that the paper gives.
+        lines: what the paper ran.
+        prompts, tokens, new_tokens: of each line, for the forecast: how many, how long they are on average, and their
+            answers.
+        unknown: what the paper does not say, so that it was chosen here.
+        fetch: what is not found without help.
+        instead: the command that shows the same, where it is no experiment.
+    """
+
+    title: str
+    task: str = ""
+    settings: dict[str, Any] = {}
+    table: str = ""
+    by: str = ""
+    score: str = ""
+    lines: tuple[Line, ...] = ()
+    prompts: int = 0
+    tokens: int = 0
+    new_tokens: int = 0
+    unknown: tuple[str, ...] = ()
+    fetch: str = ""
+    instead: str = ""
+
+
+class Size(_Data):
+    """Of a model, for the forecast.
+
+    Attributes:
+        billions: of parameters.
+        cache: numbers a token in the cache: twice layers, key heads and head dimension.
+    """
+
+    billions: float
+    cache: int
+
+
+class Run(_Data):
+    """Lines that are one call of `ropewalk eval`: the same model and settings.
+
+    Attributes:
+        name: of its folder.
+        rows: of each method, its label in the paper's rows; empty where the paper has none.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    trained_window: int | None
+    rows: dict[str, str]
+
+
+class _File(_Data):
+    models: dict[str, Size]
+    experiments: dict[str, Experiment]
+
+
+@cache
+def _file() -> _File:
+    return _File.model_validate(tomllib.loads(files(__name__).joinpath("experiments.toml").read_text(encoding="utf-8")))
+
+
+def experiments() -> Mapping[str, Experiment]:
+    """All, by their names, such as "selfextend/table-2"."""
+    return _file().experiments
+
+
+def experiment(name: str) -> Experiment:
+    """Raises ValueError: there is none of that name."""
+    if name not in experiments():
+        raise ValueError(unknown("experiment", name, experiments()))
+    return experiments()[name]
+
+
+def models_of(one: Experiment) -> list[str]:
+    """Those that the paper ran, each once."""
+    return list(dict.fromkeys(line.model for line in one.lines))
+
+
+def runs_of(one: Experiment, model: str | None, overrides: Mapping[str, Any]) -> list[Run]:
+    """What to run on a model: the paper's lines of it, or, on a model that the paper did not run, each of the settings
+    under the methods that are compared by default.
+
+    Args:
+        model: a folder, a file or a name on the hub; None for one that the paper did not run.
+        overrides: settings in the place of the paper's.
+    """
+    known = [line for line in one.lines if model is not None and _plain(line.model) == _plain(model)]
+    # Settings of what the paper extends: others belong to a model's own window.
+    extended = [line for line in one.lines if line.method != UNMODIFIED] or list(one.lines)
+    lines = known or [
+        Line(model=line.model, method=method, settings=line.settings) for line in extended for method in _OTHERWISE
+    ]
+    found: dict[str, Run] = {}
+    for line in lines:
+        settings = {**one.settings, **line.settings, **overrides}
+        window = line.trained_window if known else None
+        varied = {key: settings[key] for key in line.settings} | ({"window": window} if window else {})
+        name = "-".join(re.sub(r"[^\w.]+", "-", f"{key}-{value}").strip("-") for key, value in varied.items()) or "run"
+        run = found.setdefault(name, Run(name=name, settings=settings, trained_window=window, rows={}))
+        run.rows.setdefault(line.method, line.row if known else "")
+    return list(found.values())
+
+
+def forecast(one: Experiment, model: str) -> tuple[float, float] | None:
+    """About how many hours an experiment takes for all lines of a model on one H100, and how many GiB of memory; None
+    where its size is not known.
+
+    Counted as docs/gpu.md has it for a whole model of 8 billion parameters, by transformers' own `generate`.
+    """
+    size = _file().models.get(model)
+    if size is None or not one.prompts:
+        return None
+    seconds, longest = 0.0, 0
+    for line in (line for line in one.lines if line.model == model):
+        lengths = _lengths({**one.settings, **line.settings}) or [one.tokens]
+        tokens, longest = min(one.tokens, max(lengths)), max(longest, *lengths)
+        reading = 2e9 * size.billions * tokens / _READING
+        seconds += len(parse_all([line.method], 1, 8192)) * one.prompts * (reading + _STEP * one.new_tokens)
+    memory = _BYTES * (1e9 * size.billions + size.cache * (longest + one.new_tokens))
+    return seconds / 3600, memory / _GIB
+
+
+def _lengths(settings: Mapping[str, Any]) -> list[int]:
+    """Of prompts, at most."""
+    return [settings["length"]] if "length" in settings else list(settings.get("lengths", ()))
+
+
+def _plain(model: str) -> str:
+    """A model's name without who published it and how it is written."""
+    return re.sub(r"[^a-z0-9]+", "-", re.split(r"[/\\]", model.rstrip("/\\"))[-1].lower()).removesuffix("-hf")
