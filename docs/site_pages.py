@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the site has beside the pages of this folder, for mkdocs (`hooks` in mkdocs.yml): pages that live elsewhere in
-the repository, the command line's own help, and a look at what was built.
+the repository, the command line's own help, the rows of `ropewalk models`, and a look at what was built.
 
 Links between pages are those of the repository, so that they work there too. A link to a file that is no page becomes
 plain text, because the repository has no address yet.
@@ -8,8 +8,11 @@ plain text, because the repository has no address yet.
 
 from __future__ import annotations
 
+import html
 import os
 import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
 from typing import TYPE_CHECKING
@@ -29,6 +32,12 @@ ELSEWHERE = {
 }
 SOURCES = {page: source for source, page in ELSEWHERE.items()}
 COMMAND_LINE = "reference/command-line.md"
+MODELS = "reference/models.md"
+
+# What models are extended stand for, and the heading of their table.
+FAMILIES = {"causal": "Text", "vision-language": "Text and images", "variant": "Other kinds of the same architectures"}
+# Of a rotary embedding: those of a tiny model say nothing of a real one's.
+PERIODS = re.compile(r", periods from \S+ to [^;,]+")
 
 # A link or a picture of Markdown: what stands before its target, the target, its anchor, what closes it.
 LINK = re.compile(r"(!?\[(?P<text>[^\]]*)\]\()(?P<target>[^)#:\s]+)(?P<anchor>#[^)\s]*)?(\))")
@@ -47,6 +56,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         level = InclusionLevel.NOT_IN_NAV if source.startswith("src/") else InclusionLevel.INCLUDED
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source), inclusion=level))
     files.append(File.generated(config, COMMAND_LINE, content=command_line()))
+    files.append(File.generated(config, MODELS, content=models()))
     return files
 
 
@@ -95,3 +105,54 @@ def command_line() -> str:
 
     describe(get_command(app), [], 2)
     return "\n".join(parts)
+
+
+def models() -> str:
+    """The page of what was tested on which architecture, from the rows that the package ships."""
+    from ropewalk.cli.models import HOW, notes, rows
+
+    found = rows()
+    versions = max((list(row["transformers"]) for row in found), key=len)
+    counts = Counter((version, outcome) for row in found for version, outcome in row["transformers"].items())
+    outcomes = dict.fromkeys(outcome for (_, outcome), _ in counts.most_common())
+    parts = [
+        "# Models\n\nWhat `extend` does on a tiny model, with random weights, of every architecture of transformers. "
+        f"`ropewalk models` shows the same, and `make test-matrix` computes it.\n\n{HOW}\n",
+        table(
+            ["", *(f"transformers {version}" for version in versions)],
+            [
+                *([outcome, *(counts[version, outcome] for version in versions)] for outcome in outcomes),
+                ["together", *(sum(version in row["transformers"] for row in found) for version in versions)],
+            ],
+        ),
+    ]
+    for family, heading in FAMILIES.items():
+        lines = [
+            [
+                f"`{row['name']}`",
+                "; ".join(dict.fromkeys(PERIODS.sub("", row["positions"]).split("; "))),
+                ", ".join(row["implementations"]),
+                f"{row['error']:.0e}",
+                notes(row),
+            ]
+            for row in found
+            if (row["outcome"], row["family"]) == ("right", family)
+        ]
+        head = ["architecture", "positions", "attention runs on", "error", "notes"]
+        parts.append(f"## {heading}\n\n{table(head, lines)}")
+    for outcome in outcomes:
+        # Those with one reason beside each other: most sentences begin with a name.
+        others = sorted(
+            (notes(row).partition(" ")[2], row["name"], notes(row)) for row in found if row["outcome"] == outcome
+        )
+        if outcome != "right" and others:
+            lines = [[f"`{name}`", why] for _, name, why in others]
+            parts.append(f"## {outcome.capitalize()}\n\n{table(['architecture', 'why'], lines)}")
+    return "\n".join(parts)
+
+
+def table(head: list[str], lines: Iterable[Iterable[object]]) -> str:
+    def line(cells: Iterable[object]) -> str:
+        return f"| {' | '.join(html.escape(str(cell), quote=False).replace('|', '&#124;') for cell in cells)} |\n"
+
+    return line(head) + line("---" for _ in head) + "".join(map(line, lines))

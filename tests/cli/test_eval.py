@@ -125,8 +125,51 @@ def test_a_model_that_a_method_does_not_take(tmp_path):
     result = run("passkey", "--model", folder, "--lengths", "400", "--method", "linear", "-o", tmp_path / "out")
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == (
-        "error: LlamaForCausalLM is scaled already: its rope_type is 'yarn', and only 'default' ones can be scaled"
+        "error: method linear(factor=6.5): LlamaForCausalLM is scaled already: its rope_type is 'yarn', and only "
+        "'default' ones can be scaled"
     )
+
+
+WINDOWED = ["--lengths", "700", "--depths", "2", "--samples", "1", "--method", "unmodified"]
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("selfextend(group_size=16, window=16)", "sliding_window='disable'"),
+        (
+            "selfextend(group_size=8, window=16, sliding_window='disable')",
+            "reaches 400 tokens on a trained window of 64",
+        ),
+    ],
+)
+def test_methods_are_tried_before_anything_is_asked(tmp_path, method, told):
+    """What is refused leaves no folder behind, which would then be another run's."""
+    folder = save_tiny_model(tmp_path / "model", "mistral-sliding")
+    result = run("passkey", "--model", folder, *WINDOWED, "--method", method, "-o", tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[-1].startswith(f"error: method {method}")
+    assert told in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_extend_takes_a_method_takes(tmp_path):
+    """Mistral with and without its window, ReRoPE as its author runs it, true distances at the start."""
+    folder = save_tiny_model(tmp_path / "model", "mistral-sliding")
+    how = [
+        "selfextend(group_size=16, window=16, sliding_window='disable')",
+        "selfextend(group_size=16, window=16, sliding_window='disable', query_scaling='log-n')",
+        "rerope(window=16, sliding_window='disable', query_scaling='log-n')",
+        "leaky-rerope(factor=16, window=16, sliding_window='disable', query_scaling='log-n')",
+        "selfextend(group_size=16, window=16, start=48, sliding_window='disable')",
+    ]
+    methods = [part for one in how for part in ("--method", one)]
+    result = run("passkey", "--model", folder, *WINDOWED, *methods, "--new-tokens", "24", "-o", tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (0, f"12 examples done: {tmp_path / 'out'}\n"), result.stderr
+    outputs = {method: [] for method in json.loads((tmp_path / "out" / "config.json").read_text())["methods"]}
+    for row in rows_of(tmp_path / "out"):
+        outputs[row["method"]].append(row.get("output"))
+    assert len({*map(tuple, outputs.values())}) == 6, "each reads otherwise"
 
 
 def test_texts_are_read_in_chunks(tmp_path, monkeypatch):

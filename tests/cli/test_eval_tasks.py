@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from ropewalk.cli import app
 from ropewalk.cli.eval import tasks as commands
+from ropewalk.eval.results import read_config
 from ropewalk.eval.subjects import Prompt
 from ropewalk.eval.tasks import TASKS
 from ropewalk.eval.tasks.base import Example, Generation, Metric, PreparedTask
@@ -142,7 +143,8 @@ def test_published_commands_mean_what_was_run(monkeypatch):
     for command in COMMANDS:
         result = CliRunner().invoke(app, command)
         assert result.exit_code == 0, result.output
-        task, written = made[-1], settings_of(RESULTS.parents[1] / command[command.index("--output") + 1])
+        folder = RESULTS.parents[1] / command[command.index("--output") + 1]
+        task, written = made[-1], read_config(folder).complete.settings
         asked = task.model_dump(mode="json", exclude={"data_dir"})
         assert asked == {name: written[name] for name in asked}
     assert len(made) == len(COMMANDS) > 10
@@ -257,7 +259,10 @@ def test_nothing_to_ask(data_dir, tmp_path, echo, monkeypatch):
         ("passkey --samples 0", "--samples: Input should be greater than or equal to 1, got '0'"),
         ("passkey --samples ten", "--samples: Input should be a valid integer"),
         ("passkey-length --length 1k,2k", "--length must be whole numbers such as 4096 or 16k, got '1k,2k'"),
-        ("perplexity --mode slidin", "--mode must be one of sliding, positions, got 'slidin'. Did you mean 'sliding'?"),
+        (
+            "perplexity --mode slidin",
+            "--mode must be one of sliding, start, positions, got 'slidin'. Did you mean 'sliding'?",
+        ),
         ("perplexity --lengths 200", "--lengths must be longer than the stride of 256 tokens, got 200"),
         ("perplexity --stride 100000", "--lengths must be longer than the stride of 100000 tokens, got 4096"),
         (

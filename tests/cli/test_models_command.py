@@ -27,6 +27,13 @@ def test_rows_are_of_every_model_of_the_zoo():
     assert max(versions, key=len)[0] > max(versions, key=len)[1]
 
 
+def test_every_refusal_is_a_sentence_that_says_what_to_do():
+    refused = {row["name"]: row["message"] for row in rows() if row["outcome"] == "refused"}
+    advice = ("use it as it is", "give it longer texts as it is", "cut longer texts into parts", "reads text alone")
+    assert [name for name, message in refused.items() if not any(what in message for what in advice)] == []
+    assert [name for name, message in refused.items() if ". " in message or message.endswith(".")] == []
+
+
 def test_a_table():
     result = invoke("llama", "mpt", "deepseek_v32")
     assert result.exit_code == 0

@@ -182,8 +182,11 @@ def test_eval(model, tmp_path, given):
         (["--preset", given, "--trained-window", 99], {"unmodified", "rerope(window=16)"}, 99),
         (["--preset", given, "--method", "rerope(window=16)"], {"rerope(window=16)"}, 80),
         (
-            ["--preset", disable, "--method", "identity(start=0)"],
-            {"identity", "selfextend(group_size=8, window=16, sliding_window='disable', query_scaling='yarn')"},
+            ["--preset", disable, "--method", "rerope(window=16, start=0)"],
+            {
+                "rerope(window=16)",
+                "selfextend(group_size=8, window=16, sliding_window='disable', query_scaling='yarn')",
+            },
             64,
         ),
     ):

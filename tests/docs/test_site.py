@@ -6,10 +6,14 @@ from __future__ import annotations
 
 import re
 import runpy
+from collections import Counter
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+from ropewalk.cli.models import notes, rows
 
 pytestmark = pytest.mark.docs
 
@@ -47,6 +51,30 @@ def rewritten(markdown, page):
 )
 def test_links(page, before, after):
     assert rewritten(f"See {before}.", page) == f"See {after}."
+
+
+def cells(line):
+    return [unescape(cell.strip()) for cell in line.removeprefix("|").removesuffix("|").split(" | ")]
+
+
+def test_the_page_of_models_is_what_the_rows_say():
+    lines = [cells(line) for line in SITE["models"]().splitlines() if line.startswith("|")]
+    found, versions = rows(), list(rows()[0]["transformers"])
+    assert lines[0] == ["", *(f"transformers {version}" for version in versions)]
+    shown = {line[0].strip("`"): line for line in lines if line[0].startswith("`")}
+    assert shown.keys() == {row["name"] for row in found}
+    for row in found:
+        assert shown[row["name"]][-1] == notes(row)
+        assert len(shown[row["name"]]) == (5 if row["outcome"] == "right" else 2)
+    for line in lines[2 : 2 + len({outcome for row in found for outcome in row["transformers"].values()})]:
+        assert line[1:] == [str(sum(row["transformers"].get(one) == line[0] for row in found)) for one in versions]
+
+
+def test_the_readme_counts_the_same_models():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    counts = Counter(row["outcome"] for row in rows())
+    assert f"of {counts.total()}, images and videos included, {counts['right']} are right and " in text
+    assert f"{counts['refused']} refused" in text
 
 
 @pytest.mark.parametrize(

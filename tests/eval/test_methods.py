@@ -11,7 +11,7 @@ from ropewalk.integrations.transformers.sources import Source
 from ropewalk.maps import MAPS, SELF, Infinite, LeakyReRoPE, SelfExtend
 from ropewalk.maps.sliding_window import SlidingWindow
 from ropewalk.presets import Preset
-from ropewalk.testing import tiny_model
+from ropewalk.testing import TINY_MODELS, tiny_model
 
 
 def log_likelihoods(model, ids, first, *arguments):
@@ -23,6 +23,7 @@ def log_likelihoods(model, ids, first, *arguments):
     ("text", "change"),
     [
         ("unmodified", None),
+        ("unmodified(sliding_window='disable')", None),
         ("selfextend(group_size=8, window=1024)", SelfExtend(8, 1024)),
         ("selfextend(group_size=8,window=1024,start=4096)", SelfExtend(8, 1024, start=4096)),
         ("self(capacity=16, rate=0.02, window=1024, grouping='distance')", SELF(16, 0.02, 1024, "distance")),
@@ -52,7 +53,11 @@ def test_a_name_says_all(text, change):
     ("text", "message"),
     [
         ("selfexend", "no method is called 'selfexend'. Did you mean 'selfextend'\\?"),
-        ("unmodified(start=3)", "^method unmodified\\(start=3\\): there is no parameter 'start'. It has none$"),
+        (
+            "unmodified(start=3)",
+            "^method unmodified\\(start=3\\): there is no parameter 'start'. .*are sliding_window$",
+        ),
+        ("unmodified(sliding_window='off')", "^method unmodified.* must be 'keep' or 'disable', got 'off'"),
         (
             "selfextend(group_size=8)",
             "^method selfextend\\(group_size=8\\): it needs window too, or no parameter at all$",
@@ -161,6 +166,16 @@ def test_a_model_under_a_method(text):
         with parse(text, 160, 64).enter(model, 64):
             assert not torch.allclose(model(ids).logits, before, atol=0.1)
         assert torch.equal(model(ids).logits, before)
+
+
+@pytest.mark.parametrize(("name", "without"), [("mistral-sliding", {"sliding_window": None}), ("llama", {})])
+def test_an_unmodified_model_without_its_window_reads_on(name, without):
+    """Past the trained window too, where the paper's first table has such a model."""
+    ids = torch.arange(1, 81)[None]
+    with torch.no_grad():
+        expected = TINY_MODELS[name].build(64, **without)(ids).logits
+        with parse("unmodified(sliding_window='disable')", 80, 64).enter(model := tiny_model(name), 64):
+            torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=1e-5)
 
 
 def test_a_presets_method_is_what_the_preset_says():

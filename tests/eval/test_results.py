@@ -8,6 +8,7 @@ import pytest
 
 from ropewalk.eval.results import Config, Facts, Results, ResultsError, Row, read, read_config
 from ropewalk.eval.share import ALL, Share
+from ropewalk.eval.tasks.passkey import Passkey
 
 CONFIG = Config(
     task="passkey", version=1, settings={"lengths": [8]}, methods=("unmodified",), model="m", model_hash="h",
@@ -57,6 +58,20 @@ def as_once(*rows):
         facts = one.facts.model_dump()
         beside = {name: facts.pop(name) for name in ("task", "version")}
         yield json.dumps({**beside, **one.model_dump(), "facts": facts}) + "\n"
+
+
+def test_a_setting_that_came_later_had_its_default(tmp_path):
+    """So a folder from before can be gone on with, and with nothing else."""
+    add(tmp_path, row("a"))
+    now = CONFIG.model_copy(update={"settings": Passkey(lengths=(8,)).settings})
+    assert "new_tokens" not in CONFIG.settings
+    assert now.settings["new_tokens"] is None
+    add(tmp_path, row("b"), config=now)
+    assert examples(tmp_path) == ["a", "b"]
+    assert read_config(tmp_path) == CONFIG
+    for other in ({"new_tokens": 9}, {"tiled": True}, {"digits": 8}):
+        with pytest.raises(ResultsError, match="was started with settings"):
+            add(tmp_path, config=now.model_copy(update={"settings": {**now.settings, **other}}))
 
 
 def test_rows_that_hold_their_facts_are_read(tmp_path):

@@ -6,13 +6,16 @@ import weakref
 
 import pytest
 
-from ropewalk.eval.methods import Method
+from ropewalk.eval.methods import Method, parse_all
 from ropewalk.eval.results import Results, read
-from ropewalk.eval.runner import config_of, facts_of, run
+from ropewalk.eval.runner import check, config_of, facts_of, run
 from ropewalk.eval.share import Share
-from ropewalk.eval.subjects import Dummy
+from ropewalk.eval.subjects import Dummy, Hashes, Model
 from ropewalk.eval.tasks.base import Outcome, spread
 from ropewalk.eval.tasks.passkey import Passkey
+from ropewalk.integrations.transformers.models import LoadedModel
+from ropewalk.integrations.transformers.sources import Source
+from ropewalk.testing import tiny_model
 
 METHODS = (Method("unmodified"), Method("other"))
 
@@ -233,3 +236,35 @@ def test_the_commit_can_be_named(monkeypatch):
     assert facts_of(task(), Dummy(), 0).commit == "abc1234"
     monkeypatch.delenv("ROPEWALK_COMMIT")
     assert facts_of(task(), Dummy(), 0).commit != "abc1234"
+
+
+def tried(*texts, longest=160, model="llama", window=64):
+    subject = Model(LoadedModel(Source("tiny", ""), tiny_model(model), None), window, Hashes("hash"))
+    return check(parse_all(texts, longest or window, window), subject, longest, window)
+
+
+def test_methods_are_tried_before_any_is_asked():
+    model = tiny_model("llama")
+    before = model.config.to_dict()
+    assert tried("unmodified", "selfextend", "rerope(window=16, query_scaling='log-n')", "yarn", "infinite") == []
+    assert model.config.to_dict() == before
+    with pytest.raises(ValueError, match=r"^method linear\(factor=2.5\): LlamaForCausalLM is scaled already"):
+        tried("unmodified", "linear", model="llama-yarn")
+    sliding = r"^method selfextend\(group_size=8, window=8\): every layer .* sliding window .*sliding_window='disable'"
+    with pytest.raises(ValueError, match=sliding):
+        tried("unmodified", "selfextend(group_size=8, window=8)", model="mistral-sliding")
+    assert tried("selfextend(sliding_window='disable', query_scaling='log-n')", model="mistral-sliding") == []
+
+
+def test_a_method_that_does_not_reach_is_told_before_any_is_asked():
+    short = "selfextend(group_size=2, window=8)"
+    with pytest.raises(
+        ValueError, match=r"^method selfextend\(group_size=2, window=8\) reaches 120 tokens on a train.*4"
+    ):
+        tried("unmodified", short)
+    assert tried(short, longest=120) == tried(short, longest=None) == []
+    # Of a sweep it is a finding: the page shows where that is.
+    [note] = tried("selfextend(group_size={2, 3, 8}, window=8)", longest=200)
+    assert note.startswith("method selfextend(group_size=2, window=8) reaches 120 tokens")
+    assert "has 200, and 1 more of a sweep like it: what they do not reach fails" in note
+    assert len(tried("selfextend(group_size={2}, window=8)")) == 1

@@ -17,6 +17,7 @@ from ropewalk.integrations.transformers import probe
 from ropewalk.maps.sliding_window import SlidingWindow
 from ropewalk.testing import tiny_model
 from ropewalk.testing.models import TinyModel
+from ropewalk.testing.zoo import ZOO
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:a text of")
 
@@ -193,7 +194,24 @@ INDEXER = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nop
 INDEXER |= {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 4, "first_k_dense_replace": 2, "n_group": 1}
 INDEXER |= {**MOE, "topk_group": 1, "num_key_value_heads": 4}
 REFUSALS = {
-    "doge": (TinyModel("DogeConfig"), "computes with its attention mask outside of transformers' AttentionInterface"),
+    "masks made of values": (TinyModel("DogeConfig"), "DogeAttention makes an attention mask of its own"),
+    "attention of its own": (
+        TinyModel("RoFormerConfig", {"is_decoder": True}),
+        "RoFormerSelfAttention of RoFormerForCausalLM computes with its attention mask itself",
+    ),
+    "attention of its own, learned positions": (
+        TinyModel("GPTNeoConfig", {"attention_types": [[["global", "local"], 1]]}),
+        "its position embeddings are learned or added to the tokens",
+    ),
+    "a bias by distance and content": (
+        ZOO["inkling_text"].tiny,
+        r"InklingAttention adds a bias of its own to its scores \(position_bias\), which follows distances",
+    ),
+    "layers that begin anew at position 0": (
+        ZOO["recurrent_gemma"].tiny,
+        "what model.layers.1.temporal_block of RecurrentGemmaForCausalLM is given for the same token changes with the",
+    ),
+    "prompts that are seen both ways": (ZOO["paligemma"].tiny, "GemmaAttention is not causal: its tokens, or those of"),
     "sparse indexer": (TinyModel("DeepseekV32Config", INDEXER), "has sparse attention: its indexers"),
     "no positions": (
         TinyModel(
@@ -209,7 +227,40 @@ REFUSALS = {
     ),
     "learned positions": (TinyModel("GPT2Config"), "its position embeddings are learned or added to the tokens"),
     "no attention": (TinyModel("MambaConfig", {"state_size": 8}), "has no attention layer that could be extended"),
+    "no attention, whatever it is called": (ZOO["rwkv"].tiny, "has no attention layer that could be extended"),
 }
+
+
+def test_a_tensor_that_attention_is_given_and_that_would_be_ignored():
+    """What the interface is given beside queries, keys and masks may be part of the scores."""
+
+    class More(nn.Module):
+        def __init__(self, attention):
+            super().__init__()
+            self.attention = attention
+
+        def forward(self, *arguments, **options):
+            return self.attention(*arguments, more=torch.zeros(1), **options)
+
+    model = tiny_model("llama")
+    model.model.layers[1].self_attn = More(model.model.layers[1].self_attn)
+    before = fingerprint(model)
+    with pytest.raises(UnsupportedModelError, match=r"a tensor that Ropewalk's attention would ignore \(more\)"):
+        ropewalk.extend(model, MAP)
+    assert_same(before, fingerprint(model))
+
+
+@torch.no_grad()
+def test_masks_that_a_model_makes_for_the_one_within_it():
+    """Molmo2, with a cache and without one."""
+    model, ids = ZOO["molmo2"].tiny.build(64), text(50)
+    with ropewalk.extend(model, MAP):
+        whole = model(ids, use_cache=False).logits
+        assert_close(in_chunks(model, ids, (20, 1, 29)), whole, **CLOSE)
+        image = torch.zeros(1, 50, dtype=torch.long)
+        image[:, 5:15] = 1
+        with pytest.raises(UnsupportedModelError, match="this mask shows tokens what comes after them, as those of"):
+            model(ids, mm_token_type_ids=image)
 
 
 @pytest.mark.parametrize("name", REFUSALS)
@@ -218,7 +269,7 @@ def test_refusals_say_what_it_is(name):
     model = made.build(64)
     before = fingerprint(model)
     with pytest.raises(UnsupportedModelError, match=message):
-        ropewalk.extend(model, MAP)
+        ropewalk.extend(model, MAP, trained_window=64)
     assert_same(before, fingerprint(model))
 
 

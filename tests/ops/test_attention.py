@@ -291,17 +291,24 @@ def test_a_sinks_share_is_that_of_its_logit():
 
 @over_impls
 @pytest.mark.parametrize("queries", [1, 9])
-def test_sinks_of_any_memory_and_dtype(impl, queries):
+@pytest.mark.parametrize("name", ["sinks", "slopes"])
+def test_a_number_a_head_of_any_memory_and_dtype(impl, queries, name):
+    if (impl, name) == ("flash", "slopes"):
+        pytest.skip("flash has no ALiBi, and says so")
     q, k, v = tensors(impl, 1, 4, 1, queries, 20, 16)
-    rotary, numbers = rotary_of(impl, 16), torch.tensor([0.5, -2.0, 3.0, 0.25], device=q.device)
-    expected = attention(q, k, v, SelfExtend(3, 8), rotary, sinks=numbers, impl="reference")
+    rotary = rotary_of(impl, 16) if name == "sinks" else None
+    numbers = torch.tensor([0.5, -2.0, 3.0, 0.25], device=q.device)
+
+    def attend(numbers, impl):
+        return attention(q, k, v, SelfExtend(3, 8), rotary, impl=impl, **{name: numbers})
+
+    expected = attend(numbers, "reference")
     strided = torch.stack((numbers, torch.full_like(numbers, 50)), dim=1)[:, 0]
     offset = torch.cat((torch.full_like(numbers[:1], 50), numbers))[1:]
-    for sinks in (strided, offset, numbers.bfloat16(), numbers.half(), numbers.double(), numbers.flip(0).flip(0)):
-        assert_near(attention(q, k, v, SelfExtend(3, 8), rotary, sinks=sinks, impl=impl), expected, impl)
+    for same in (strided, offset, numbers.bfloat16(), numbers.half(), numbers.double(), numbers.flip(0).flip(0)):
+        assert_near(attend(same, impl), expected, impl)
     one = numbers[:1].expand(4)
-    expected = attention(q, k, v, SelfExtend(3, 8), rotary, sinks=one.clone(), impl="reference")
-    assert_near(attention(q, k, v, SelfExtend(3, 8), rotary, sinks=one, impl=impl), expected, impl)
+    assert_near(attend(one, impl), attend(one.clone(), "reference"), impl)
 
 
 @over_impls

@@ -43,22 +43,25 @@ def command(
             escape(row["positions"]),
             ", ".join(row["implementations"]),
             f"{row['error']:.0e}" if row["outcome"] == "right" else "",
-            escape(_notes(row)),
+            escape(notes(row)),
         )
     console = Console()
     console.print(table)
     console.print(f"\n{_summary(chosen)}", highlight=False)
 
 
+HOW = (
+    "Right is what the model itself computes at the positions of each band, and the same in chunks, token by token, "
+    "with a static cache and in a padded batch; the error is the largest difference, in standard deviations of the "
+    "logits."
+)
+
+
 def _summary(chosen: list[dict[str, Any]]) -> str:
     counts = Counter(row["outcome"] for row in chosen)
     versions = sorted({version for row in chosen for version in row["transformers"]})
     counted = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
-    return (
-        f"{counted}. Tiny models with random weights, transformers {' and '.join(versions)}. Right is what the model "
-        "itself computes at the positions of each band, and the same in chunks, token by token, with a static cache "
-        "and in a padded batch; the error is the largest difference, in standard deviations of the logits."
-    )
+    return f"{counted}. Tiny models with random weights, transformers {' and '.join(versions)}. {HOW}"
 
 
 def rows() -> list[dict[str, Any]]:
@@ -81,7 +84,8 @@ def _matches(row: dict[str, Any], name: str) -> bool:
     return any(fnmatch.fnmatch(row[key], name) for key in ("name", "model_type"))
 
 
-def _notes(row: dict[str, Any]) -> str:
+def notes(row: dict[str, Any]) -> str:
+    """What else there is to say of one of `rows`: why it is refused, what was not asked, under which version."""
     said = [row["message"]] if row["message"] else []
     if row["window"] == "disable":
         said.append("with sliding_window='disable'")

@@ -2,6 +2,7 @@
 """The ways to run a model that an evaluation compares, each with a name that says all of it.
 
 unmodified                               the model as it is
+unmodified(sliding_window='disable')     all of whose layers see all tokens, however long the text
 selfextend(group_size=8, window=1024)    under a position map
 linear(factor=4.0)                       with scaled rotary frequencies
 infinite(window=1024)                    block by block
@@ -19,12 +20,12 @@ import re
 from collections import ChainMap, Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.eval.scalings import SCALINGS, RopeScaling
-from ropewalk.maps import MAPS, PositionMap
+from ropewalk.maps import MAPS, Identity, PositionMap
 from ropewalk.maps.query_scaling import QueryScaling, QueryScalingKind
 from ropewalk.names import did_you_mean, unknown
 from ropewalk.presets import Preset, SlidingWindowChoice, check_sliding_window
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 UNMODIFIED = "unmodified"
+# More than any text has: the positions of a model that is not extended go on.
+_NO_END = 1 << 30
 
 # What a method does to a model.
 Change = PositionMap | RopeScaling
@@ -51,14 +54,25 @@ class Method:
     Attributes:
         name: complete: `parse` gives the same method for it.
         change: None for the model as it is.
-        sliding_window: of a position map, as in `ropewalk.extend`.
-        query_scaling: likewise.
+        sliding_window: of a position map, or of the model as it is: as in `ropewalk.extend`.
+        query_scaling: of a position map, likewise.
+        swept: whether it was named as a part of a sweep.
     """
 
     name: str
     change: Change | None = None
     sliding_window: SlidingWindowChoice = "keep"
     query_scaling: QueryScalingKind | None = None
+    swept: bool = field(default=False, compare=False)
+
+    def falls_short(self, longest: int, trained_window: int) -> str:
+        """Why it does not reach a text of `longest` tokens (eq. 4); empty where it does."""
+        if not isinstance(self.change, PositionMap) or longest <= (reach := self.change.max_length(trained_window)):
+            return ""
+        return (
+            f"method {self.name} reaches {reach} tokens on a trained window of {trained_window} (eq. 4), and the "
+            f"longest text with its answer has {longest}"
+        )
 
     def enter(self, model: PreTrainedModel, trained_window: int) -> AbstractContextManager[object]:
         """The model under this method, until the context ends.
@@ -66,15 +80,15 @@ class Method:
         Raises:
             UnsupportedModelError: the method does not take the model.
         """
-        if self.change is None:
+        if self.change is None and self.sliding_window == "keep":
             return nullcontext()
-        if isinstance(self.change, PositionMap):
+        if self.change is None or isinstance(self.change, PositionMap):
             from ropewalk.integrations.transformers.extend import extend
 
             return extend(
                 model,
-                self.change,
-                trained_window=trained_window,
+                self.change or Identity(),
+                trained_window=trained_window if self.change else _NO_END,
                 sliding_window=self.sliding_window,
                 query_scaling=self.query_scaling,
             )
@@ -121,10 +135,10 @@ def parse_all(texts: Iterable[str], longest: int, trained_window: int) -> list[M
     """
     found: dict[str, Method] = {}
     for text in texts:
-        name, choices = _taken_apart(text)
+        name, choices, swept = _taken_apart(text)
         for values in product(*choices.values()):
             method = _method(name, dict(zip(choices, values, strict=True)), longest, trained_window)
-            found.setdefault(method.name, method)
+            found.setdefault(method.name, replace(method, swept=swept))
     return list(found.values())
 
 
@@ -133,17 +147,18 @@ def _method(name: str, parameters: dict[str, Any], longest: int, trained_window:
         raise ValueError(unknown("method", name, [UNMODIFIED, *CHANGES]))
     kind = CHANGES[name] if name != UNMODIFIED else None
     own = dataclasses.fields(kind) if kind else ()
-    how = _HOW.keys() - {field.name for field in own} if kind and issubclass(kind, PositionMap) else set()
+    how = {"sliding_window"} if kind is None else set()
+    if kind and issubclass(kind, PositionMap):
+        how = _HOW.keys() - {field.name for field in own}
     shape = {key: value for key, value in parameters.items() if key not in how}
     _check_names(name, own, parameters, how)
-    if kind is None:
-        return Method(UNMODIFIED)
     try:
+        if kind is None:
+            return _of_map(None, **{**_HOW, **parameters})
         change = kind(**shape) if shape else kind.for_length(longest, trained_window)
         if not isinstance(change, PositionMap):
             return Method(_name_of(change), change)
         chosen = {**_HOW, **{key: value for key, value in parameters.items() if key in how}}
-        check_sliding_window(chosen["sliding_window"])
         if chosen["query_scaling"] is not None:
             QueryScaling(chosen["query_scaling"], trained_window)
         return _of_map(change, **chosen)
@@ -152,8 +167,9 @@ def _method(name: str, parameters: dict[str, Any], longest: int, trained_window:
 
 
 def _of_map(
-    position_map: PositionMap, sliding_window: SlidingWindowChoice, query_scaling: QueryScalingKind | None
+    position_map: PositionMap | None, sliding_window: SlidingWindowChoice, query_scaling: QueryScalingKind | None
 ) -> Method:
+    check_sliding_window(sliding_window)
     how = {"sliding_window": sliding_window, "query_scaling": query_scaling}
     told = {key: value for key, value in how.items() if value != _HOW[key]}
     return Method(_name_of(position_map, told), position_map, sliding_window, query_scaling)
@@ -174,33 +190,35 @@ def _check_names(
         raise ValueError(f"method {written}: it needs {' and '.join(missing)} too, or no parameter at all")
 
 
-def _name_of(change: Change, how: Mapping[str, Any] | None = None) -> str:
-    parameters = dataclasses.asdict(change)
+def _name_of(change: Change | None, how: Mapping[str, Any] | None = None) -> str:
+    parameters = dataclasses.asdict(change) if change else {}
     if not parameters.get("start"):
         parameters.pop("start", None)
-    return _written(change.name, {**parameters, **(how or {})})
+    return _written(change.name if change else UNMODIFIED, {**parameters, **(how or {})})
 
 
 def _written(name: str, parameters: dict[str, Any]) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in parameters.items())})" if parameters else name
 
 
-def _taken_apart(text: str) -> tuple[str, dict[str, list[Any]]]:
-    """A name, and the values of each of its parameters, which are literals: nothing is executed."""
+def _taken_apart(text: str) -> tuple[str, dict[str, list[Any]], bool]:
+    """A name, the values of each of its parameters, which are literals: nothing is executed; and whether there is a set
+    among them."""
     found = re.fullmatch(r"([a-z][a-z0-9-]*)(?:\((.*)\))?", text.strip())
-    parameters = None
+    parameters, swept = None, False
     if found:
         try:
             call = ast.parse(f"f({found[2] or ''})", mode="eval").body
             if isinstance(call, ast.Call) and not call.args and all(word.arg for word in call.keywords):
                 parameters = [(str(word.arg), _values(word.value)) for word in call.keywords]
+                swept = any(isinstance(word.value, ast.Set) for word in call.keywords)
         except (SyntaxError, ValueError):
             pass
     if found and parameters is not None:
         twice = [name for name, count in Counter(name for name, _ in parameters).items() if count > 1]
         if twice:
             raise ValueError(f"{text!r} gives {' and '.join(twice)} more than once: write a set such as {{4, 8}}")
-        return found[1], dict(parameters)
+        return found[1], dict(parameters), swept
     raise ValueError(
         "a method is a name, or a name with parameters such as selfextend(group_size=8, window=1024), each of which "
         f"may be a set of values such as {{4, 8}}: got {text!r}"

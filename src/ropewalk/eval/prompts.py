@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 
 from ropewalk.eval.fitting import most_that_fit
-from ropewalk.eval.subjects import Passage, Subject
+from ropewalk.eval.subjects import Passage, Prompt, Subject
 
 # Of English text: a first guess, soon replaced by the text's own.
 _WORDS_PER_TOKEN = 0.75
@@ -62,9 +62,17 @@ def answered(subject: Subject, prompt: str, answer: str, chat: bool) -> Passage:
         prompt: without a space at its end.
         answer: likewise, and without one at its beginning.
         chat: the prompt is a message and the answer the reply, to a model that `chats`; else both are one text.
+
+    Raises:
+        ValueError: the reply to a message begins with a thought.
     """
     if chat:
         ids = subject.encode(prompt, chat=True)
+        if subject.in_thought(Prompt(ids, 1)):
+            raise ValueError(
+                "the model's chat template begins a thought, so nothing can be scored as its answer: let it answer in "
+                "words, or ask it without the template"
+            )
         return Passage(ids + encode_apart(subject, answer)[1], len(ids))
     special, before = encode_apart(subject, prompt)
     # As one text, because tokenizers put the space to the word behind it.

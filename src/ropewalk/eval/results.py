@@ -34,7 +34,7 @@ from pydantic import (
 
 from ropewalk.eval.messages import first_problem
 from ropewalk.eval.share import ALL, Share, release
-from ropewalk.eval.tasks import TASKS
+from ropewalk.eval.tasks import TASKS, metrics_of
 from ropewalk.files import naming, read_bytes, replacing
 from ropewalk.maps.numbers import UNBOUNDED
 
@@ -93,6 +93,14 @@ class Config(Origin):
     settings: dict[str, Any]
     methods: tuple[str, ...]
     trained_window: _Tokens | None = None
+
+    @property
+    def complete(self) -> Config:
+        """With the settings that its task has been given since, at their defaults: so was what it says run."""
+        if self.task not in TASKS:
+            return self
+        since = TASKS[self.task]().model_dump(mode="json", exclude={"data_dir"})
+        return self.model_copy(update={"settings": {**since, **self.settings}})
 
 
 class Facts(Origin):
@@ -222,7 +230,7 @@ class Results:
         rows = sorted(self._folder.glob(_ROWS))
         path = self._folder / _CONFIG
         if path.exists():
-            _check_same(read_config(self._folder), config, self._folder)
+            _check_same(read_config(self._folder).complete, config.complete, self._folder)
         elif rows:
             raise ResultsError(f"{self._folder} holds {rows[0].name} without a {_CONFIG}: name another folder")
         else:
@@ -307,8 +315,7 @@ def _read(folder: Path, config: Config) -> Run:
 
 def _no_score(row: Row) -> str:
     """Which score is none that the row's task gives, and why; empty where each is one."""
-    known = TASKS[row.facts.task].metrics if row.facts.task in TASKS else {}
-    for name, metric in known.items():
+    for name, metric in metrics_of(row.facts.task).items():
         if metric.pooled is None:
             if not 0 <= row.scores.get(name, 0) <= 1:
                 return f"scores.{name}: Input should be from 0 to 1"

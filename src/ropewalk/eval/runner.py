@@ -70,6 +70,37 @@ def _origin(task: Task, subject: Subject, seed: int) -> dict[str, Any]:
             "config_hash": config, "tokenizer_hash": tokenizer, "seed": seed}  # fmt: skip
 
 
+def check(methods: Sequence[Method], subject: Subject, longest: int | None, trained_window: int) -> list[str]:
+    """Tries every method on the model, before the first of them is asked anything: so nobody waits for what is refused
+    in the end.
+
+    Args:
+        longest: tokens of the longest text, its answer included; None where all fit the trained window.
+
+    Returns:
+        What whoever runs them should know: methods of a sweep that do not reach that far, whose examples will fail.
+
+    Raises:
+        ValueError: a method does not take the model, or does not reach the longest text and is in no sweep.
+    """
+    short = []
+    for method in methods:
+        problem = "" if longest is None else method.falls_short(longest, trained_window)
+        if problem and not method.swept:
+            raise ValueError(
+                f"{problem}: choose other parameters or shorter texts, or write a set, such as {{4}} for 4, to have "
+                "what it does not reach fail"
+            )
+        short += [problem] if problem else []
+        try:
+            with subject.under(method):
+                pass
+        except ValueError as error:
+            raise ValueError(f"method {method.name}: {error}") from error
+    more = f", and {len(short) - 1} more of a sweep like it" if len(short) > 1 else ""
+    return [f"{problem}{more}: what they do not reach fails" for problem in short[:1]]
+
+
 def run(
     task: Task, methods: Sequence[Method], subject: Subject, results: Results, facts: Facts, on_row: OnRow | None = None
 ) -> Counts:

@@ -7,10 +7,12 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from ropewalk.thinking import begun
 
 if TYPE_CHECKING:
     from ropewalk.eval.methods import Method
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from ropewalk.integrations.transformers.models import LoadedModel
 
 DUMMY = "dummy"
+# More tokens than a tokenizer makes of what a chat template ends with.
+_TAIL = 32
 
 T = TypeVar("T")
 
@@ -29,7 +33,7 @@ class Prompt:
     Attributes:
         token_ids: special ones included.
         new_tokens: of the answer, at most.
-        stop: ends the answer, and is not in it.
+        stop: ends the answer, and is not in it; that of a model that thinks comes behind its thought.
     """
 
     token_ids: Sequence[int]
@@ -117,8 +121,14 @@ class Model:
         """The text of tokens, without special ones."""
         return str(self.loaded.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
+    def in_thought(self, prompt: Prompt) -> bool:
+        """Whether the model's chat template has begun a thought for it, in which its output begins."""
+        return begun(str(self.loaded.tokenizer.decode(list(prompt.token_ids[-_TAIL:]))))
+
     def answers(self, prompts: Sequence[Prompt]) -> list[str]:
-        alike = batches(prompts, self._rows, lambda one: (one.new_tokens, one.stop))
+        """With their thoughts. A thought that the prompt has begun is not ended by what ends an answer."""
+        asked = [replace(one, stop=None) if one.stop and self.in_thought(one) else one for one in prompts]
+        alike = batches(asked, self._rows, lambda one: (one.new_tokens, one.stop))
         return [answer.text for batch in alike for answer in self._generate(batch)]
 
     def log_likelihoods(self, passages: Sequence[Passage]) -> list[list[float]]:
@@ -173,6 +183,9 @@ class Dummy:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return " ".join("x" * length for length in token_ids)
+
+    def in_thought(self, prompt: Prompt) -> bool:
+        return False
 
     def answers(self, prompts: Sequence[Prompt]) -> list[str]:
         return [self.reply(prompt.token_ids) for prompt in prompts]

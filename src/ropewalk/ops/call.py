@@ -169,8 +169,8 @@ def side_by_side(x: MaybeTensor) -> MaybeTensor:
 
 
 def laid_side_by_side(call: Call) -> Call:
-    """The call with every tensor `side_by_side`: itself where they all are."""
-    tensors = (call.query, call.key, call.value, call.sinks, call.far_keys)
+    """The call with every tensor that a kernel reads `side_by_side`: itself where they all are."""
+    tensors = (call.query, call.key, call.value, call.sinks, call.slopes, call.far_keys)
     if all(x is None or x.stride(-1) == 1 for x in tensors):
         return call
     return replace(
@@ -179,6 +179,7 @@ def laid_side_by_side(call: Call) -> Call:
         key=side_by_side(call.key),
         value=side_by_side(call.value),
         sinks=side_by_side(call.sinks),
+        slopes=side_by_side(call.slopes),
         far_keys=side_by_side(call.far_keys),
     )
 

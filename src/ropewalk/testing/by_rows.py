@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -48,6 +48,7 @@ def logits_by_rows(
     position_map: PositionMap,
     everywhere: bool = False,
     positions: Tensor | None = None,
+    beside: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """The logits of a text under a map, (1, tokens, vocabulary).
 
@@ -63,6 +64,7 @@ def logits_by_rows(
         positions: of the tokens, (tokens,), or (axes, tokens) for a model whose positions have axes (images): each axis
             is then mapped for itself, with true distances where a key is further along it than the query. By default
             they count the tokens.
+        beside: what the model is given beside the text, (1, ...) each: an image that layers of their own attend to.
 
     Raises:
         NotComputableError: the model multiplies queries and keys where it cannot be seen, or uses positions elsewhere.
@@ -71,16 +73,18 @@ def logits_by_rows(
         raise ValueError(f"{position_map} hides keys, starts late or goes by pair: that is not computed by rows")
     if positions is None:
         positions = torch.arange(ids.shape[1])
-    with held_frequencies(model), _without_windows() if everywhere else nullcontext():
+    beside = beside or {}
+    with held_frequencies(model), _masks(everywhere):
         with _Look(ids.shape[1]) as look:
-            _run(model, ids)
+            _run(model, ids, **beside)
         if not look.sees_all:
             raise NotComputableError("it does not multiply queries and keys where that can be seen")
         if (slopes := _slopes(model, ids.shape[1])) is not None:
             with _Biased(position_map, ids.shape[1], slopes, look.sees_all):
-                return _run(model, ids)
+                return _run(model, ids, **beside)
         with _Rows(position_map, positions, look.sees_all) as rows:
-            logits = _run(model, ids.expand(rows.count, -1), position_ids=rows.positions)
+            given = {name: x.expand(rows.count, *x.shape[1:]) for name, x in {"input_ids": ids, **beside}.items()}
+            logits = _run(model, given.pop("input_ids"), position_ids=rows.positions, **given)
     if rows.products != len(look.sees_all):
         raise NotComputableError(f"it multiplied queries and keys {rows.products} and {len(look.sees_all)} times")
     apart = float((logits - logits[:1]).abs().max())
@@ -293,16 +297,22 @@ def held_frequencies(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def _without_windows() -> Iterator[None]:
-    """Every mask is the causal one."""
+def _masks(everywhere: bool) -> Iterator[None]:
+    """Every mask is written out: where there is none, models take the positions of the rows for packed texts.
 
-    def causal(make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return make(*args, **{**kwargs, "mask_function": causal_mask_function, "local_size": None})
+    Args:
+        everywhere: whether each is the causal one.
+    """
+    whole = {"allow_is_causal_skip": False}
+    given = {**whole, "mask_function": causal_mask_function, "local_size": None} if everywhere else whole
+
+    def changed(make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return make(*args, **{**kwargs, **given})
 
     masks: Any = ALL_MASK_ATTENTION_FUNCTIONS
     names = ("eager", "sdpa")
     for name in names:
-        masks[name] = partial(causal, masks[name])
+        masks[name] = partial(changed, masks[name])
     try:
         yield
     finally:

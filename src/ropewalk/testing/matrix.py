@@ -139,7 +139,7 @@ class _Examination:
     def __init__(self, entry: Entry, row: Row) -> None:
         self.entry, self.row = entry, row
         self.ids = _text(TOKENS)
-        self.positions = None if entry.grid is None else _around(entry.grid)
+        self.positions = None if entry.grid is None else around(entry.grid)
 
     def run(self) -> None:
         row = self.row
@@ -172,14 +172,14 @@ class _Examination:
         raise AssertionError  # the last one returned or raised
 
     def _check_map(self, model: PreTrainedModel, position_map: PositionMap) -> None:
-        row, ids = self.row, self.ids
-        before, short_before = _state(model), _logits(model, ids[:, :SHORT])
+        row, short = self.row, self._part(slice(0, SHORT))
+        before, short_before = _state(model), _logits(model, **short)
         handle = self._extend(model, position_map)
         row.positions = "; ".join(handle.rotary)
         with _implementations() as row.implementations:
             full = self._full(model)
         self._scale = float(full.std())
-        self._compare("short text = unmodified", _logits(model, ids[:, :SHORT]), short_before)
+        self._compare("short text = unmodified", _logits(model, **short), short_before)
         self._compare_with_rows(full, position_map)
         ways: dict[str, Callable[[PreTrainedModel], tuple[Tensor, Tensor]]] = {
             "chunks": lambda m: (self._in_parts(m, _CHUNKS), self._full(m)),
@@ -190,19 +190,26 @@ class _Examination:
             ),
         }
         if self.positions is None:
-            ways["padded batch"] = _padded
+            ways["padded batch"] = self._padded
         for name, way in ways.items():
             self._same(name, way, model)
         ropewalk.restore(model)
         if _state(model) != before:
             raise _CheckError("restore: attributes are left on the model")
-        if not torch.equal(_logits(model, ids[:, :SHORT]), short_before):
+        if not torch.equal(_logits(model, **short), short_before):
             raise _CheckError("restore: the logits of a text differ from those before")
         row.checks["restore"] = 0.0
 
+    def _part(self, part: slice) -> dict[str, Tensor]:
+        """Some tokens, and what a model is given beside them: an image with the first, and always what all tokens up to
+        these see of it."""
+        beside = {} if self.entry.beside is None else self.entry.beside(TOKENS)
+        of_tokens = {name: x[:, : part.stop] for name, x in beside.items() if x.shape[1] == TOKENS}
+        return {"input_ids": self.ids[:, part], **({} if part.start else beside), **of_tokens}
+
     def _full(self, model: PreTrainedModel) -> Tensor:
         where = {} if self.positions is None else {"position_ids": self.positions[:, None]}
-        return _logits(model, self.ids, **where)
+        return _logits(model, **self._part(slice(0, TOKENS)), **where)
 
     def _in_parts(self, model: PreTrainedModel, sizes: tuple[int, ...], cache: Any = None) -> Tensor:
         """Read in parts, as `generate` does, into a dynamic cache if none is given."""
@@ -212,10 +219,25 @@ class _Examination:
         for size in sizes:
             part = slice(begin, begin + size)
             where = {"position_ids": positions[..., part]} if _takes_positions(model) else {}
-            result = model(input_ids=self.ids[:, part], past_key_values=cache, use_cache=True, **where)
+            result = model(**self._part(part), past_key_values=cache, use_cache=True, **where)
             outputs.append(output_of(result))
             cache, begin = getattr(result, "past_key_values", cache), begin + size
         return torch.cat(outputs, dim=1)
+
+    def _padded(self, model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+        """A text that is padded on the left in a batch, and alone."""
+        long, other = self._part(slice(0, TOKENS)), _text(TOKENS - _PADDING, seed=1)
+        short = {**long, "input_ids": other}
+        short |= {name: x[:, _PADDING:] for name, x in long.items() if x.shape[1] == TOKENS and name != "input_ids"}
+        mask = torch.ones(2, TOKENS, dtype=torch.long)
+        mask[1, :_PADDING] = 0
+        batch = {name: torch.cat((x, _after_padding(short[name], x.shape[1]))) for name, x in long.items()}
+        given = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+        if not _takes_positions(model):
+            del given["position_ids"]
+        together = _logits(model, **batch, **given)
+        alone = torch.cat((_logits(model, **long), _logits(model, **short)), dim=1)
+        return torch.cat((together[0], together[1, _PADDING:])), alone[0]
 
     def _extend(self, model: PreTrainedModel, position_map: PositionMap) -> ropewalk.Extension:
         before = _state(model)
@@ -244,8 +266,9 @@ class _Examination:
 
     def _by_rows(self, position_map: PositionMap) -> Tensor:
         everywhere = self.row.window == "disable"
+        beside = {name: x for name, x in self._part(slice(0, TOKENS)).items() if name != "input_ids"}
         return self._of_unmodified(
-            lambda model: logits_by_rows(model, self.ids, position_map, everywhere, self.positions)
+            lambda model: logits_by_rows(model, self.ids, position_map, everywhere, self.positions, beside)
         )
 
     def _of_unmodified(self, compute: Callable[[PreTrainedModel], _Result]) -> _Result:
@@ -329,7 +352,7 @@ def _implementations() -> Iterator[list[str]]:
             os.environ["TRITON_INTERPRET"] = own
 
 
-def _around(grid: tuple[int, int, int]) -> Tensor:
+def around(grid: tuple[int, int, int]) -> Tensor:
     """Positions of a text with a picture in it, (axes, TOKENS), as in Qwen2-VL (arXiv 2409.12191, 2.1)."""
     before = 10
     axes = torch.meshgrid(*map(torch.arange, grid), indexing="ij")
@@ -343,9 +366,9 @@ def _text(tokens: int, seed: int = 0) -> Tensor:
     return torch.randint(1, VOCABULARY - 8, (1, tokens), generator=torch.Generator().manual_seed(seed))
 
 
-def _logits(model: PreTrainedModel, ids: Tensor, **arguments: Any) -> Tensor:
-    more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
-    return output_of(model(input_ids=ids, **more, **arguments))
+def _logits(model: PreTrainedModel, input_ids: Tensor, **arguments: Any) -> Tensor:
+    more = {"decoder_input_ids": input_ids} if model.config.is_encoder_decoder else {}
+    return output_of(model(input_ids=input_ids, **more, **arguments))
 
 
 def _dynamic_cache(model: PreTrainedModel) -> DynamicCache | None:
@@ -359,18 +382,9 @@ def _takes_positions(model: PreTrainedModel) -> bool:
     return "position_ids" in inspect.signature(model.forward).parameters
 
 
-def _padded(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """A text that is padded on the left in a batch, and alone."""
-    long, short = _text(TOKENS), _text(TOKENS - _PADDING, seed=1)
-    mask = torch.ones(2, TOKENS, dtype=torch.long)
-    mask[1, :_PADDING] = 0
-    batch = torch.cat((long, torch.cat((torch.zeros_like(long[:, :_PADDING]), short), dim=1)))
-    given = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-    if not _takes_positions(model):
-        del given["position_ids"]
-    together = _logits(model, batch, **given)
-    alone = torch.cat((_logits(model, long), _logits(model, short)), dim=1)
-    return torch.cat((together[0], together[1, _PADDING:])), alone[0]
+def _after_padding(x: Tensor, length: int) -> Tensor:
+    """With zeros before it along the second dimension, to a length."""
+    return torch.cat((x.new_zeros((len(x), length - x.shape[1], *x.shape[2:])), x), dim=1)
 
 
 def _state(model: PreTrainedModel) -> list[Any]:

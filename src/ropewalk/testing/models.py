@@ -213,3 +213,5 @@ def _fill(name: str, parameter: Tensor) -> None:
         parameter.copy_(noise * 0.2)
     elif any(norm in name for norm in ("q_norm", "k_norm")):
         parameter.fill_(2.0)
+    elif "gate" in name and parameter.numel() == 1:
+        parameter.fill_(1.0)  # closed in a new model

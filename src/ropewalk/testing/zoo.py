@@ -7,10 +7,12 @@ beside the sizes that all share is in `OPTIONS`, a line each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
 from transformers.models.auto import configuration_auto, modeling_auto
 
 from ropewalk.testing.models import TinyModel
@@ -129,6 +131,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "moe_topk": 2,
     },
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1, "chunk_size": 32},
+    "mllama": {
+        "text_config": {"num_hidden_layers": 4, "cross_attention_layers": [1, 3]},
+        "vision_config": {"num_hidden_layers": 2, "num_global_layers": 1, "intermediate_layers_indices": [0]},
+    },
     "molmo2": {"adapter_config": {"vision_feature_layer": [0]}},
     "muse_glimmer": {"out_hidden_size": 64, "projector_hidden_size": 64},
     "muse_spark": {
@@ -136,6 +142,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "projector_hidden_size": 64,
         "audio_config": {"num_hidden_layers": 4, "hidden_sizes": [16] * 4, "depths": [1] * 4},
     },
+    "nemotron_h": {"mamba_num_heads": 4, "mamba_head_dim": 32, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 32},
     "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}, "projector_hidden_size": 64},
     "paddleocr_vl": _three_axes(4, 2, 2),
     "qwen2_5_omni_thinker": {**_three_axes(4, 2, 2), "vision_start_token_id": 90},
@@ -318,12 +325,14 @@ class Entry:
         model_type: transformers' name of its architecture.
         family: what it stands for.
         grid: sizes of a picture or a video in its text, in tokens: time, height, width; None for text alone.
+        beside: what it is given beside a text of so many tokens: an image that layers of their own attend to.
     """
 
     tiny: TinyModel
     model_type: str
     family: Family
     grid: tuple[int, int, int] | None = None
+    beside: Callable[[int], dict[str, Tensor]] | None = None
 
 
 def _entries() -> Iterator[tuple[str, Entry]]:
@@ -348,6 +357,24 @@ def _of_each(model_types: Iterable[str], auto: str, family: Family) -> Iterator[
         if "mrope_section" in str(tiny.options):
             yield f"{model_type}, an image", Entry(tiny, model_type, family, grid=(1, 6, 8))
             yield f"{model_type}, a video", Entry(tiny, model_type, family, grid=(4, 3, 4))
+        if model_type in _BESIDE:
+            yield f"{model_type}, an image", Entry(tiny, model_type, family, beside=_BESIDE[model_type])
+
+
+def _mllama_image(tokens: int) -> dict[str, Tensor]:
+    """An image of three tiles, the last of four being empty, in place of the text's sixth token: those before it do
+    not see it."""
+    seen = torch.zeros(1, tokens, 1, 4, dtype=torch.long)
+    seen[:, 5:, :, :3] = 1
+    return {
+        "pixel_values": torch.randn(1, 1, 4, 3, 28, 28, generator=torch.Generator().manual_seed(0)),
+        "aspect_ratio_ids": torch.tensor([[3]]),
+        "aspect_ratio_mask": torch.tensor([[[1, 1, 1, 0]]]),
+        "cross_attention_mask": seen,
+    }
+
+
+_BESIDE = {"mllama": _mllama_image}
 
 
 ZOO: dict[str, Entry] = dict(_entries())

@@ -208,6 +208,10 @@ def test_options_that_cannot_be_scored(data_dir, broken):
         ("", "A", 0),
         ("ABC", "A", 0),
         ("ACD", "A", 1),
+        # Space counts, as in L-Eval: behind it letters are no answer of letters alone.
+        (" AB", "A", 1),
+        ("AB\n", "A", 1),
+        (" \n", "A", 0),
     ],
 )
 def test_one_letter(answer, target, score):
@@ -231,6 +235,11 @@ def test_one_letter(answer, target, score):
         ("it is BD", "BD", 1),
         ("no idea", "A", 1),
         ("  ", "A", 0),
+        (" AB", "AB", 1),
+        (" ABC. D.", "CD", 1),  # no letters at its beginning, so those before "."
+        (" it is BA", "AB", 0.25),  # a run in another order
+        ("it is BB", "B", 0.25),
+        ("BA. ", "AB", 1),
     ],
 )
 def test_several_letters(answer, target, score):
@@ -249,6 +258,12 @@ def test_several_letters(answer, target, score):
         ("She makes 18\n\nOr 20\n\nThe answer is 20", 0),
         ("", 0),
         ("none", 0),
+        # Digits of every script are digits.
+        ("The answer is \uff11\uff18", 1),
+        ("The answer is ١٨.", 1),
+        ("She makes १८ dollars", 1),
+        ("18 is ②", 0),
+        ("The answer is 1²8", 0),
     ],
 )
 def test_number(answer, score):
@@ -257,7 +272,16 @@ def test_number(answer, score):
 
 @pytest.mark.parametrize(
     ("answer", "target", "score"),
-    [("True.", "True", 1), ("It is false, not true", "False", 1), ("It is false", "True", 0), ("Yes", "True", 0)],
+    [
+        ("True.", "True", 1),
+        ("It is false, not true", "False", 1),
+        ("It is false", "True", 0),
+        ("Yes", "True", 0),
+        ("false/true", "True", 1),
+        ("false/true", "False", 0),
+        ("false / true", "False", 1),
+        ("", "False", 0),
+    ],
 )
 def test_truth(answer, target, score):
     assert scores.truth(answer, target) == score

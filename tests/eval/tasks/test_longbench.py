@@ -12,7 +12,7 @@ from ropewalk.eval.data_files import DataError
 from ropewalk.eval.subjects import Dummy
 from ropewalk.eval.tasks.base import Example
 from ropewalk.eval.tasks.longbench import KINDS, LongBench, shortened
-from ropewalk.eval.tasks.longbench.scores import score
+from ropewalk.eval.tasks.longbench.scores import rouge_l, score
 
 CLASSES = ["Food", "City", "City hall", "Date"]
 
@@ -201,6 +201,16 @@ def test_outcomes(data_dir):
     assert [outcome.scores["score"] for outcome in outcomes] == [0.5, 0.5]
     assert [outcome.target for outcome in outcomes] == ["A lamp", "unanswerable | none"]
     assert outcomes[0].output == "None, or a lamp"
+
+
+def test_rouge_of_a_text_without_a_full_stop():
+    """`rouge` alone ends in a RecursionError, with the first of these too."""
+    words = [f"word{i}" for i in range(3 * sys.getrecursionlimit())]
+    limit = sys.getrecursionlimit()
+    score = rouge_l(" ".join(words), "word1 word7 word70. No, word2.")
+    assert score == pytest.approx(2 * 4 / (len(words) + 5), rel=1e-6)
+    assert rouge_l("word1 word7 word70. No, word2.", " ".join(words)) == pytest.approx(score)
+    assert sys.getrecursionlimit() == limit
 
 
 def test_without_rouge(data_dir, monkeypatch):

@@ -117,6 +117,21 @@ def test_sliding_with_a_cap(data_dir, special):
     assert min(subject.scored) < 128 < 300 < max(subject.scored)
 
 
+@pytest.mark.parametrize("special", [0, 1])
+@pytest.mark.parametrize(("settings", "read"), [({}, 128), ({"tokens": 200}, 200)])
+def test_the_start_of_all_books(data_dir, special, settings, read):
+    subject = Recording(special)
+    one = task(data_dir, mode="start", lengths=(32, 128), books=1, windows=3, **settings)
+    outcomes = run(one, subject)
+    assert [example.cell["length"] for example in one.examples()] == [32] * 4 + [128] * 4
+    # Every token of the start is scored once, and so by every length; special ones count as read.
+    end = read - special if read == 128 else read
+    each = list(range(special == 0, end))
+    assert subject.scored == each * 8
+    assert {outcome.scores["tokens"] for outcome in outcomes} == {len(each)}
+    assert max(len(ids) for ids, _ in subject.asked[: -4 if read == 128 else None]) <= 128
+
+
 def test_positions(data_dir):
     subject = Recording()
     [outcome] = run(task(data_dir, mode="positions", lengths=(50,), bucket=20), subject)
@@ -190,9 +205,10 @@ def test_what_cannot_be_scored(data_dir):
     [
         ({"lengths": (300, 16)}, "must be longer than the stride of 16 tokens, got 16"),
         ({"lengths": (1,), "mode": "positions"}, "must be 2 tokens or more, got 1"),
+        ({"lengths": (300, 16), "mode": "start"}, "must be longer than the stride of 16 tokens, got 16"),
         ({"lengths": ()}, "at least 1 item"),
         ({"tokens": 63}, "must be no more than the 63 tokens of each book, got 64"),
-        ({"mode": "slide"}, "'sliding' or 'positions'"),
+        ({"mode": "slide"}, "'sliding', 'start' or 'positions'"),
     ],
 )
 def test_settings_that_do_not_fit(settings, message):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,24 +147,28 @@ def _ask(
     try:
         with model_options.running(run.verbose):
             task.read()
-            for note in task.notes:
-                print(f"note: {note}", file=sys.stderr)
+            _tell(task.notes)
             subject, window = load()
             task.measure(subject)
             longest = task.longest or _TIMES * window
             chosen = ways.parse_all(run.methods, longest, window)
             if preset is not None and (own := ways.of_preset(preset, longest, window)) not in chosen:
                 chosen.append(own)
+            _tell(runner.check(chosen, subject, task.longest, window))
             config = runner.config_of(task, chosen, subject, run.seed, window)
             facts = runner.facts_of(task, subject, run.seed)
             with Results(run.output, config, share, run.limit) as results, _progress(share) as on_row:
-                for line in results.damaged:
-                    print(f"note: {printable(line)}: the line stays, and its example is asked again", file=sys.stderr)
+                _tell(f"{printable(line)}: the line stays, and its example is asked again" for line in results.damaged)
                 counts = runner.run(task, chosen, subject, results, facts, on_row)
     except ValueError as error:
         raise UserError(str(error)) from error
     _say(counts, run.output, share)
     return counts
+
+
+def _tell(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _loader(run: RunOptions, preset: Preset | None) -> Callable[[], tuple[Subject, int]]:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ropewalk.eval.report.estimates import Estimate, average, difference, estimate, pooled
 from ropewalk.eval.report.series import Series
-from ropewalk.eval.tasks import TASKS, Metric, about
+from ropewalk.eval.tasks import Metric, about, metrics_of
 
 # Parts of cells that are known by name.
 LENGTH, TASK = "length", "task"
@@ -137,7 +137,7 @@ class Score(Metric):
 def scores_of(task: str, series: Sequence[Series]) -> list[Score]:
     """Those to show: the ones that the task names, with its words; of a task that is not known, all there are."""
     rows = [row for one in series for row in one.done]
-    known: Mapping[str, Metric] = TASKS[task].metrics if task in TASKS else {}
+    known = metrics_of(task)
     found = dict.fromkeys(name for row in rows for name in row.scores)
     # What a task does not name is what its scores are computed of.
     names = [name for name in known if name in found] or ([] if known else list(found))

@@ -91,8 +91,9 @@ def together(runs: Sequence[Run]) -> list[Series]:
 
 def _told_apart(runs: Sequence[Run]) -> list[str]:
     """What each run alone is: the one setting that is another in each, such as a length; or else its folder."""
-    keys = dict.fromkeys(key for run in runs for key in run.config.settings)
-    settings = {key: [plain(run.config.settings.get(key)) for run in runs] for key in keys}
+    given = [run.config.complete.settings for run in runs]
+    keys = dict.fromkeys(key for its in given for key in its)
+    settings = {key: [plain(its.get(key)) for its in given] for key in keys}
     differ = {key: values for key, values in settings.items() if len({*values}) > 1}
     for key, values in differ.items():
         if len(differ) == 1 and len({*values}) == len(runs):
@@ -112,7 +113,7 @@ def baseline(one: Series, series: Sequence[Series]) -> Series | None:
 
 def differences(one: Run, other: Run) -> list[str]:
     """In what is asked, but for methods; a setting by its own name."""
-    old, new = one.config, other.config
+    old, new = one.config.complete, other.config.complete
     compared = ("model", "model_hash", "config_hash", "tokenizer_hash", "version", "seed", "trained_window")
     names = [name for name in compared if known_to_differ(old, new, name)]
     keys = dict.fromkeys([*old.settings, *new.settings])

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from ropewalk.eval.tasks.base import About, Metric, Task
+from collections.abc import Mapping
+
+from ropewalk.eval.tasks.base import SHARED, About, Metric, Task
 from ropewalk.eval.tasks.kv_retrieval import KVRetrieval
 from ropewalk.eval.tasks.leval import LEval
 from ropewalk.eval.tasks.longbench import LongBench
@@ -20,7 +22,13 @@ TASKS: dict[str, type[Task]] = {
     for kind in (Passkey, PasskeyLength, Perplexity, Needle, LongEvalLines, KVRetrieval, LEval, LongBench, Short)
 }
 
-__all__ = ["TASKS", "About", "Metric", "Task", "about"]
+__all__ = ["TASKS", "About", "Metric", "Task", "about", "metrics_of"]
+
+
+def metrics_of(task: str) -> Mapping[str, Metric]:
+    """What a task's scores are; nothing where that is not known, or the task gives whatever lm-eval does."""
+    named = TASKS[task].metrics if task in TASKS else {}
+    return {**named, **SHARED} if named else {}
 
 
 def about(task: str) -> About:

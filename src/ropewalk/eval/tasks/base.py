@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from ropewalk.eval.subjects import Passage, Prompt, Subject, batches
 from ropewalk.eval.tasks.settings import refused
+from ropewalk.thinking import answer_begins
 from ropewalk.token_counts import MOST_TOKENS
 
 T = TypeVar("T")
@@ -42,14 +43,19 @@ class Example:
     about: Any = field(default=None, compare=False, repr=False)
 
 
-def grid(lengths: Collection[int], depths: Iterable[float], samples: int) -> list[Example]:
+def grid(
+    lengths: Collection[int], depths: Iterable[float], samples: int, spans: Callable[[int], int] = lambda length: 1
+) -> list[Example]:
     """So many examples of each length and depth, about a depth and the number of a sample.
+
+    Args:
+        spans: of each depth of a text of such a length: there are so many samples in each.
 
     Raises:
         ValueError: they are more than anybody waits for.
     """
     apart = {f"{depth:.3f}": depth for depth in depths}
-    count = len(lengths) * len(apart) * samples
+    count = sum(map(spans, lengths)) * len(apart) * samples
     if count > _MOST_EXAMPLES:
         raise ValueError(
             f"{len(lengths)} lengths, {len(apart)} depths and {samples} samples are {count} examples, and at most "
@@ -59,7 +65,7 @@ def grid(lengths: Collection[int], depths: Iterable[float], samples: int) -> lis
         Example(f"{length}-{depth:.3f}-{i}", length, {"length": length, "depth": round(depth, 3)}, (depth, i))
         for length in lengths
         for depth in apart.values()
-        for i in range(samples)
+        for i in range(samples * spans(length))
     ]
 
 
@@ -82,11 +88,24 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Generation:
-    """An example written out: a prompt, what is to be answered, and what an answer is worth."""
+    """An example written out: a prompt, what is to be answered, and what an answer is worth.
+
+    Attributes:
+        scores: of an answer without the thought before it; of an empty one where the thought has no end.
+    """
 
     prompt: Prompt
     target: str
     scores: Callable[[str], dict[str, float]]
+
+    def outcome(self, output: str, in_thought: bool) -> Outcome:
+        """Of what the model wrote, which may begin inside a thought."""
+        at = answer_begins(output, in_thought)
+        answer = "" if at is None else output[at:]
+        scores = self.scores(answer.partition(self.prompt.stop)[0] if self.prompt.stop else answer)
+        if in_thought or at != 0:
+            scores[UNFINISHED] = float(at is None)
+        return Outcome(len(self.prompt.token_ids), scores, self.target, output)
 
 
 @dataclass(frozen=True)
@@ -110,6 +129,11 @@ class Metric:
     title: str
     higher_is_better: bool | None = True
     pooled: tuple[str, str] | None = None
+
+
+# Of every task that models answer in words: of those that thought first, how many were still thinking at the end.
+UNFINISHED = "unfinished_thought"
+SHARED = {UNFINISHED: Metric("thoughts without an end", higher_is_better=False)}
 
 
 class About(BaseModel):
@@ -237,7 +261,7 @@ class PreparedTask(Task):
         if generations:
             answers = subject.answers([one.prompt for one in generations])
             return [
-                Outcome(len(one.prompt.token_ids), one.scores(answer), one.target, answer)
+                one.outcome(answer, subject.in_thought(one.prompt))
                 for one, answer in zip(generations, answers, strict=True)
             ]
         found = subject.log_likelihoods([passage for one in scorings for passage in one.passages])

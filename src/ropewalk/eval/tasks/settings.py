@@ -77,6 +77,13 @@ Depths = Annotated[  # "10", "0.1,0.5"
     BeforeValidator(_depths),
     Field(min_length=1, description="Where it is hidden, from 0 to 1, comma-separated; or a number of depths."),
 ]
+NewTokens = Annotated[  # "8k"
+    Tokens | None,
+    Field(
+        description="Tokens of an answer, at most; if not given, as few as the paper or the benchmark allows. A model "
+        "that thinks first needs thousands."
+    ),
+]
 Chat = Annotated[bool, Field(description="Ask as a message where the model has a chat template.")]
 Names = Annotated[tuple[str, ...], BeforeValidator(_apart)]  # "qasper,trec"
 

@@ -26,7 +26,7 @@ from ropewalk.integrations.transformers.frequencies import hold
 from ropewalk.integrations.transformers.functions import NAME, WITH_CHUNKS
 from ropewalk.integrations.transformers.inputs import Inputs
 from ropewalk.integrations.transformers.limits import Limits
-from ropewalk.integrations.transformers.plan import PLAN, UNCHANGED, LayerPlan, Unchanged
+from ropewalk.integrations.transformers.plan import PLAN, LayerPlan, Unchanged
 from ropewalk.integrations.transformers.presets import find_preset, why_none
 from ropewalk.integrations.transformers.probe import ProbedLayer, UnsupportedModelError
 from ropewalk.integrations.transformers.watch import Watch, paths
@@ -45,6 +45,7 @@ EXTENSION = "ropewalk_extension"
 
 # Why layers are left alone.
 _SLIDING, _CHUNKS = "sliding window", "attention in chunks"
+_CROSS = "cross-attention, whose keys are no tokens of the text"
 
 # Stands for "no window" in configurations whose cache and mask code wants a number.
 _NO_WINDOW = 1 << 40
@@ -320,7 +321,8 @@ def extend(
             )
         layers = tuple(_decide(layer, sliding_window, one) for layer, one in zip(probed, maps, strict=True))
         _check_some_extended(model, probed, layers)
-        rotary = tuple(dict.fromkeys(map(_describe, {layer.rotary: layer for layer in probed}.values())))
+        measured = [layer for layer in probed if not layer.is_cross]
+        rotary = tuple(dict.fromkeys(map(_describe, {layer.rotary: layer for layer in measured}.values())))
         limits = Limits(tuple(layer.position_map for layer in layers if layer.position_map), window, enforce_limit)
         extension = Extension(
             model,
@@ -372,7 +374,10 @@ def _check_free(model: PreTrainedModel) -> None:
 def _own_plan(layer: ProbedLayer, impl: Implementation) -> LayerPlan | Unchanged:
     """Of a layer that is left alone."""
     if layer.chunk is not None:
-        return UNCHANGED
+        return Unchanged("sdpa")  # as the masks of `WITH_CHUNKS` are
+    if layer.is_cross:
+        configuration: Any = layer.module.config
+        return Unchanged(configuration._attn_implementation)
     own = Identity() if layer.sliding_window is None else SlidingWindow(layer.sliding_window)
     return LayerPlan(own, layer.rotary, None, impl, None, layer.slopes)
 
@@ -382,6 +387,8 @@ def _decide(layer: ProbedLayer, sliding_window: SlidingWindowChoice, position_ma
         return Layer(layer.name, False, f"{_SLIDING} of {layer.sliding_window} tokens")
     if layer.chunk is not None:
         return Layer(layer.name, False, f"{_CHUNKS} of {layer.chunk} tokens")
+    if layer.is_cross:
+        return Layer(layer.name, False, _CROSS)
     if layer.rotary is None and layer.slopes is None:
         return Layer(layer.name, False, "no rotary embedding")
     return Layer(layer.name, True, "", position_map)

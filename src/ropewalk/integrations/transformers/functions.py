@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from ropewalk.integrations.transformers import axes, compiled, probe, weights
@@ -34,6 +33,11 @@ class LayoutMask(Layout):
     """A layout where transformers expects a mask: for static caches, `generate` makes it ahead of the forward pass."""
 
     ndim = 4  # as masks that are prepared have
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """As of a mask that goes for all rows and heads."""
+        return 1, 1, self.query_length, self.key_length
 
     def contiguous(self) -> LayoutMask:
         """Itself."""
@@ -144,8 +148,11 @@ def attention_forward(
     if plan is None:
         raise RuntimeError(f"{type(module).__name__} was not part of the model when it was extended: extend it again")
     if isinstance(plan, Unchanged):
-        assert attention_mask is None or isinstance(attention_mask, Tensor)
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling)
+        if isinstance(attention_mask, Layout):
+            raise RuntimeError(f"{type(module).__name__} attends to the text, which it did not do when it was extended")
+        more = {"scaling": scaling, "dropout": dropout, "softcap": softcap, "s_aux": s_aux, **kwargs}
+        more = {name: value for name, value in more.items() if value is not None}
+        return plan.attend(module, query, key, value, attention_mask, **more)
     _refuse(dropout, cache, output_attentions, attention_mask)
     if torch.is_autocast_enabled(query.device.type):
         # As torch's own attention does.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from ropewalk.integrations.transformers import axes
+from ropewalk.integrations.transformers import axes, refusals
 from ropewalk.integrations.transformers.axes import Axes
 from ropewalk.ops.layout import Layout
 
@@ -64,7 +64,7 @@ class Inputs:
         found = self._axes(tokens, positions, mask, used, past)
         axes.give(found)
         if positions is not None and found is None:
-            text = _one_axis(positions, mask)
+            text = _one_axis(positions, mask, refusals.axes_of_no_rotation())
             if past and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
                 _check_follow(text.expand(len(tokens), -1), past, mask)
         if isinstance(used, Cache):
@@ -122,8 +122,11 @@ def _key_masks(mask: Any) -> list[Tensor]:
     return [found for found in masks if isinstance(found, Tensor)]
 
 
-def _one_axis(positions: Tensor, mask: Any) -> Tensor:
+def _one_axis(positions: Tensor, mask: Any, why: str) -> Tensor:
     """(batch, tokens), from positions that may have several axes: the first dimension, for images and videos.
+
+    Args:
+        why: the axes of a token must not differ.
 
     Raises:
         ValueError: the axes of a token differ.
@@ -135,7 +138,7 @@ def _one_axis(positions: Tensor, mask: Any) -> Tensor:
         row, token = differ.nonzero()[0].tolist()
         raise ValueError(
             f"position_ids have axes that differ ({positions[:, row, token].tolist()} at token {token} of row {row}), "
-            "as those of images and videos do: this extended model takes text alone"
+            f"as those of images and videos do, and {why}"
         )
     return positions[0]
 
@@ -184,7 +187,7 @@ def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
 # Reads on the host, so that torch.compile must not trace into it.
 @torch.library.custom_op("ropewalk::checked_axes", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def _checked_axes(positions: Tensor, mask: Tensor | None) -> Tensor:
-    _one_axis(positions, mask)
+    _one_axis(positions, mask, "torch.compile traces text alone: call the model without it, or restore it for these")
     return positions.clone()
 
 

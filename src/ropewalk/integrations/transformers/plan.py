@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ropewalk.integrations.transformers import axes
 from ropewalk.integrations.transformers.limits import Limits
@@ -135,14 +138,24 @@ class LayerPlan:
         return wanted and call.query.shape[2] == 1 and kernels_lack(call) is None
 
 
+@dataclass(frozen=True)
 class Unchanged:
-    """In place of a plan: of a module that transformers goes on computing."""
+    """In place of a plan: of a module that transformers goes on computing.
 
-    def __reduce__(self) -> str:
-        return "UNCHANGED"
+    Args:
+        implementation: transformers' name of what computes its attention.
+    """
 
+    implementation: str
 
-UNCHANGED = Unchanged()
+    def attend(self, module: nn.Module, *tensors: Any, **arguments: Any) -> tuple[Tensor, Any]:
+        """As an attention function in transformers' sense."""
+        default = sdpa_attention_forward
+        if self.implementation == "eager":  # which is in the module's own file
+            default = getattr(sys.modules[type(module).__module__], "eager_attention_forward", default)
+        function = ALL_ATTENTION_FUNCTIONS.get_interface(self.implementation, default)
+        output: tuple[Tensor, Any] = function(module, *tensors, **arguments)
+        return output
 
 
 def _count(slots: Slots) -> int:

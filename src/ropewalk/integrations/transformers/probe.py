@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,12 +18,16 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import causal_mask_function
 
+from ropewalk.integrations.transformers import refusals
 from ropewalk.integrations.transformers.adapters import has_adapter, table_frequencies
 from ropewalk.integrations.transformers.changes import Changes, own_configurations
 from ropewalk.integrations.transformers.place import place
+from ropewalk.integrations.transformers.refusals import UnsupportedModelError as UnsupportedModelError
+from ropewalk.integrations.transformers.watch import paths
 from ropewalk.ops.call import device_lacks
 from ropewalk.ops.rotary import Rotary
 
@@ -32,23 +37,26 @@ _TOKENS = 4
 # Of a text whose keys are counted.
 _TEXT = 129
 _SHORT_POSITIONS = (0, 1, 2, 5, 17, 63)
+# That every model has, and a text that is as long as nothing else in a model.
+_FIRST_POSITIONS, _FIRST_TOKENS = (0, 1, 2, 5), tuple(range(13))
 # How far a map without an end is followed.
 _FAR = 1 << 20
 # Largest difference, relative to the size of a pair of dimensions, that rounding in the model's dtype explains.
 _TOLERANCE = {torch.float32: 2e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2, torch.float64: 2e-3}
 
 
+# What transformers calls what a layer attends to, where that is no text.
+_BESIDE_THE_TEXT = {"cross_attention_states", "encoder_hidden_states", "key_value_states"}
+
 # How the name of a table of rotations ends.
 _TABLE = "embed_positions"
 
-_WITHOUT_POSITIONS = (
-    "{} has attention without positions: its keys are the same wherever they are, so there is nothing to extend, and "
-    "no position that it was not trained on"
-)
+# What an attention may be given beside queries, keys, values and masks, without another score for it.
+_HARMLESS = {"position_ids", "cache_position", "s_aux"}
 
 
-class UnsupportedModelError(ValueError):
-    """A model that cannot be extended; the message says why."""
+class _OwnAttentionError(UnsupportedModelError):
+    """Attention that was computed with the mask outside of transformers' interface."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,7 @@ class ProbedLayer:
         slopes: of its heads (ALiBi); None for none.
         axes: of its positions, as of images and videos; 0 where it has one, or they are not understood.
         axis_of_pair: int64, (pairs,), by which of them each pair turns.
+        is_cross: whether it attends to something beside the text, as to an image, and so was not measured.
     """
 
     name: str
@@ -76,6 +85,7 @@ class ProbedLayer:
     slopes: Tensor | None = field(compare=False)
     axes: int
     axis_of_pair: Tensor | None = field(compare=False)
+    is_cross: bool = False
 
 
 # Where a rotary embedding comes from: a buffer's name, whether pairs are interleaved, the first dimension; 1 for the
@@ -88,12 +98,15 @@ class _Call:
     module: nn.Module
     query: Tensor
     key: Tensor
+    value: Tensor
     sliding_window: int | None
     chunk: int | None
 
 
 # Of the probe that runs in this thread.
 _calls: ContextVar[list[_Call] | None] = ContextVar("calls of a probe", default=None)
+# Whether it gives no masks, to see what a model does beside computing with them.
+_without_masks: ContextVar[bool] = ContextVar("a probe without masks", default=False)
 
 
 def farthest(trained_window: int, reach: int | float) -> int:
@@ -135,7 +148,7 @@ def probe(
         axes = _count_axes(model)
         axis_of_pairs = _axis_of_pairs(model, axes, measured, far_positions) if axes else [None] * len(measured)
     if all(rotary is None for rotary in measured) and not slopes:
-        raise UnsupportedModelError(_WITHOUT_POSITIONS.format(type(model).__name__))
+        raise UnsupportedModelError(refusals.without_positions(type(model).__name__))
     layers: dict[nn.Module, ProbedLayer] = {}
     for call, rotary, axis_of_pair in zip(short_calls, measured, axis_of_pairs, strict=True):
         name = rotaries.name(call.module)
@@ -153,8 +166,36 @@ def probe(
             axis_of_pair=axis_of_pair,
         )
         if layers.setdefault(call.module, layer) != layer:
-            raise UnsupportedModelError(f"{name} of {type(model).__name__} attends in two different ways")
-    return list(layers.values())
+            raise UnsupportedModelError(
+                f"{name} of {type(model).__name__} attends in two different ways; {refusals.AS_IT_IS}"
+            )
+    return _with_cross_attention(model, list(layers.values()))
+
+
+def _with_cross_attention(model: PreTrainedModel, layers: list[ProbedLayer]) -> list[ProbedLayer]:
+    """The measured layers, and those between them that a text alone does not run: they attend to an image, say."""
+    named = dict(model.named_modules())
+    models = [name for name, module in named.items() if isinstance(module, PreTrainedModel)]
+
+    def innermost(name: str) -> str:
+        return max((path for path in ("", *paths(name)) if path in models), key=len)
+
+    found, inside = {layer.name: layer for layer in layers}, {innermost(layer.name) for layer in layers}
+    cross = [
+        ProbedLayer(name, module, None, None, 0, None, None, None, 0, None, is_cross=True)
+        for name, module in named.items()
+        if name not in found and _is_cross_attention(module) and innermost(name) in inside
+    ]
+    if not cross:
+        return layers
+    found |= {layer.name: layer for layer in cross}
+    return [found[name] for name in named if name in found]
+
+
+def _is_cross_attention(module: nn.Module) -> bool:
+    if not (type(module).__name__.endswith("Attention") and hasattr(module, "config")):
+        return False
+    return not _BESIDE_THE_TEXT.isdisjoint(inspect.signature(module.forward).parameters)
 
 
 def check_decoder(model: PreTrainedModel) -> None:
@@ -168,13 +209,10 @@ def check_decoder(model: PreTrainedModel) -> None:
     if (lacks := device_lacks(device)) is not None:
         raise UnsupportedModelError(f"{type(model).__name__} cannot be extended where it is: {lacks}")
     if model.config.is_encoder_decoder:
-        raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder: only decoders are supported")
+        raise UnsupportedModelError(refusals.encoder_decoder(type(model).__name__))
     indexers = [type(module).__name__ for module in model.modules() if "Indexer" in type(module).__name__]
     if indexers:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has sparse attention: its indexers ({indexers[0]}) choose the keys of each query "
-            "by their content and by positions of their own, so a map of the attention's positions alone would be wrong"
-        )
+        raise UnsupportedModelError(refusals.sparse(type(model).__name__, indexers[0]))
     if not (_inverse_frequencies(model) or any(map(has_adapter, model.modules()))):
         raise UnsupportedModelError(_without_rotary(model))
 
@@ -182,32 +220,67 @@ def check_decoder(model: PreTrainedModel) -> None:
 def _without_rotary(model: PreTrainedModel) -> str:
     """What a model without inverse frequencies has instead."""
     kind = type(model).__name__
+    if not _weighs_tokens(model):
+        return refusals.without_attention(kind)
     register_functions()
     try:
         with _probing(model), torch.no_grad():
             calls = _run(model, _SHORT_POSITIONS)
+    except _OwnAttentionError as error:
+        return refusals.learned(kind) if _adds_positions(model) else str(error)
     except UnsupportedModelError as error:
-        return f"{kind} has no rotary embedding that could be extended, and says no more: {error}"
+        return str(error)
     if not calls:
         return _without_calls(model)
     if all(_unrotated_error(_by_position(call.key, _SHORT_POSITIONS)) < _TOLERANCE[call.key.dtype] for call in calls):
-        return _WITHOUT_POSITIONS.format(kind)
-    return (
-        f"{kind} has no rotary embedding and no ALiBi: its position embeddings are learned or added to the tokens, one "
-        "for each position, so there is none for positions that it was not trained on"
-    )
+        return refusals.without_positions(kind)
+    return refusals.learned(kind)
+
+
+def _adds_positions(model: PreTrainedModel) -> bool:
+    """Whether a token on its own, which attends to itself alone, is another at another position."""
+    at = torch.tensor(_FIRST_POSITIONS, device=place(model))[:, None]
+    with _kept(model), torch.no_grad():
+        outputs = _forward(model, _tokens(model)[1:2].expand(len(at), 1), at)[0].double()
+    return bool((outputs - outputs[:1]).abs().max() > 1e-3 * outputs.abs().max())
 
 
 def _without_calls(model: PreTrainedModel) -> str:
     """Why nothing of a model came to the attention interface."""
-    if not any("Attention" in type(module).__name__ for module in model.modules()):
-        return (
-            f"{type(model).__name__} has no attention layer that could be extended: no layer of it looks back at keys"
-        )
-    return (
-        f"the attention of {type(model).__name__} does not go through transformers' AttentionInterface, so nothing can "
-        "be put in its place"
-    )
+    kind = type(model).__name__
+    return refusals.own_attention(kind) if _weighs_tokens(model) else refusals.without_attention(kind)
+
+
+def _weighs_tokens(model: PreTrainedModel) -> bool:
+    """Whether a layer weighs the tokens before a token, as attention does and recurrent layers do not.
+
+    Shapes say so, and some models change their weights when they run: none is read.
+    """
+    shapes = {name: x.to("meta") for name, x in (*model.named_parameters(), *model.named_buffers())}
+    weighs = _Weighs(len(_FIRST_TOKENS))
+    with _kept(model), torch.no_grad(), weighs:
+        try:
+            tokens = torch.tensor([_FIRST_TOKENS], device="meta")
+            torch.func.functional_call(model, shapes, (tokens,), {"use_cache": False})
+        except Exception:  # what looks at contents cannot run so, and is said to
+            return True
+    return weighs.found
+
+
+class _Weighs(TorchFunctionMode):
+    """Notes whether a text's tokens are weighed by a softmax over those before them."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.tokens, self.found = tokens, False
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, first = getattr(function, "__name__", ""), args[0] if args else None
+        if name == "scaled_dot_product_attention":
+            self.found = True
+        elif name == "softmax" and isinstance(first, Tensor) and first.ndim > 2:
+            self.found |= self.tokens in first.shape[-2:] and first.shape[-1] >= self.tokens
+        return function(*args, **(kwargs or {}))
 
 
 def _check_keys(model: PreTrainedModel) -> None:
@@ -221,10 +294,8 @@ def _check_keys(model: PreTrainedModel) -> None:
         _calls.reset(token)
     for call in calls:
         if call.key.shape[2] != _TEXT:
-            raise UnsupportedModelError(
-                f"{type(call.module).__name__} of {type(model).__name__} attends to {call.key.shape[2]} keys of a text "
-                f"of {_TEXT} tokens (compressed or added ones): only attention to one key a token can be extended"
-            )
+            attention = f"{type(call.module).__name__} of {type(model).__name__}"
+            raise UnsupportedModelError(refusals.compressed(attention, call.key.shape[2], _TEXT))
 
 
 def check_mask(
@@ -249,10 +320,7 @@ def check_mask(
     # Of every token the one after it, as parts that are seen both ways have two at least; and all after the first.
     pairs = [(later, later + 1), (torch.full_like(later, start), later + 1)]
     if later.numel() and any(_any_shown(mask_function, row, *pair) for pair in pairs):
-        raise UnsupportedModelError(
-            "only causal attention can be extended: this mask shows tokens what comes after them (encoders, prefix "
-            "language models, image tokens seen both ways)"
-        )
+        raise UnsupportedModelError(refusals.not_causal_mask())
 
 
 def _any_shown(mask_function: Callable[..., Any], rows: Tensor, queries: Tensor, keys: Tensor) -> bool:
@@ -276,8 +344,9 @@ class _Mask:
 
     ndim = 4
 
-    def __init__(self, window: int | None, chunk: int | None) -> None:
+    def __init__(self, window: int | None, chunk: int | None, queries: int, keys: int) -> None:
         self.window, self.chunk = window, chunk
+        self.shape = (1, 1, queries, keys)
 
     def contiguous(self) -> _Mask:
         return self
@@ -302,10 +371,7 @@ class _Mask:
 
 
 def _refuse_use_of_mask() -> NoReturn:
-    raise UnsupportedModelError(
-        "this model computes with its attention mask outside of transformers' AttentionInterface (attention of its "
-        "own, or sparse attention whose indexer chooses keys by their content), so nothing can be put in its place"
-    )
+    raise _OwnAttentionError("an attention mask was computed with")  # `_forward` says by what
 
 
 def _stand_in(
@@ -317,13 +383,17 @@ def _stand_in(
     mask_function: Callable[..., Any] | None = None,
     device: Any = None,
     **kwargs: Any,
-) -> _Mask:
+) -> _Mask | None:
     """Mask function in transformers' sense."""
+    if isinstance(given := kwargs.get("attention_mask"), _Mask):
+        return given  # made by a model for one within it
     check_mask(mask_function, batch_size, q_length, kv_length, q_offset, device)
+    if _without_masks.get():
+        return None
     size = kwargs.get("local_size")
     if size and mask_function is not None and _shows(mask_function, _in_chunks(size), size):
-        return _Mask(None, size)
-    return _Mask(size, None)
+        return _Mask(None, size, q_length, kv_length)
+    return _Mask(size, None, q_length, kv_length)
 
 
 def _in_chunks(size: int) -> Callable[[int, int], bool]:
@@ -359,20 +429,21 @@ def _capture(
     if calls is None:
         raise RuntimeError("the probing attention function was called outside of a probe")
     if not getattr(module, "is_causal", True):
-        raise UnsupportedModelError(f"{type(module).__name__} is not causal: only causal attention can be extended")
+        raise UnsupportedModelError(refusals.not_causal(type(module).__name__))
     if isinstance(attention_mask, Tensor):
-        raise UnsupportedModelError(
-            f"{type(module).__name__} makes an attention mask of its own: only attention to all keys, or to those in a "
-            "sliding window, is supported"
-        )
+        raise UnsupportedModelError(refusals.own_mask(type(module).__name__))
+    for name, argument in kwargs.items():
+        if isinstance(argument, Tensor) and name not in _HARMLESS:
+            refusal = refusals.bias if "bias" in name else refusals.unknown_argument
+            raise UnsupportedModelError(refusal(type(module).__name__, name))
     window, chunk = (None, None) if attention_mask is None else (attention_mask.window, attention_mask.chunk)
     if sliding_window not in (None, window):
         raise UnsupportedModelError(
             f"{type(module).__name__} sees {window or 'all'} keys by its mask and {sliding_window} by its sliding "
-            "window: such a pattern is not supported"
+            f"window: such a pattern cannot be extended; {refusals.AS_IT_IS}"
         )
     # Where the module itself says nothing, the mask alone counts.
-    calls.append(_Call(module, query, key, window, chunk))
+    calls.append(_Call(module, query, key, value, window, chunk))
     if query.shape[2] > 1:
         return value.new_zeros((query.shape[0], query.shape[2], query.shape[1], value.shape[3])), None
     return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2).contiguous(), None
@@ -395,19 +466,38 @@ def _tokens(model: PreTrainedModel) -> Tensor:
     return torch.linspace(0, vocabulary - 1, _TOKENS, device=place(model)).long()
 
 
-def _forward(model: PreTrainedModel, tokens: Tensor, positions: Tensor | None) -> None:
+def _forward(model: PreTrainedModel, tokens: Tensor, positions: Tensor | None) -> Any:
     # Models without positions, such as those with ALiBi, take none.
     taken = "position_ids" in inspect.signature(model.forward).parameters or not any(map(has_adapter, model.modules()))
     at = {"position_ids": positions} if taken and positions is not None else {}
     try:
-        model(input_ids=tokens, use_cache=False, **at)
+        return model(input_ids=tokens, use_cache=False, **at)
+    except _OwnAttentionError as error:
+        token = _without_masks.set(True)
+        try:
+            model(input_ids=tokens, use_cache=False, **at)
+        except (UnsupportedModelError, torch.OutOfMemoryError):
+            raise  # says more
+        except Exception:  # not every model does without a mask
+            pass
+        finally:
+            _without_masks.reset(token)
+        raise _OwnAttentionError(refusals.own_use_of_mask(f"{_raised_in(error)} of {type(model).__name__}")) from error
     except (UnsupportedModelError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a model does with what it did not expect
+        if "can't allocate memory" in str(error):
+            raise  # as an OutOfMemoryError is
         raise UnsupportedModelError(
             f"{type(model).__name__} could not be probed with {'single tokens' if at else 'a text'}: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def _raised_in(error: Exception) -> str:
+    """The class of the innermost module whose code an error comes from."""
+    frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next(type(owner).__name__ for owner in reversed(frames) if isinstance(owner, nn.Module))
 
 
 class _Rotaries:
@@ -446,6 +536,9 @@ class _Rotaries:
             if error < tolerance:
                 return self._known.setdefault(source, rotary)
             best = min(best, error)
+        if _unrotated_error(_by_position(short.value, positions)) > tolerance:
+            layer, kind = self.name(short.module), type(self._model).__name__
+            raise UnsupportedModelError(refusals.positions_elsewhere(layer, kind))
         finding = (
             f"is off by at least {best:.2g} of a key's size, where {tolerance:.2g} is allowed in {short.key.dtype}"
         )
@@ -453,6 +546,7 @@ class _Rotaries:
             f"{self.name(short.module)} of {type(self._model).__name__} does not rotate its keys by any inverse "
             f"frequencies found in the model ({', '.join(self._candidates)}): R(c) k_p = k_(p+c) "
             + (finding if best < float("inf") else f"fits none of them, in heads of {short.key.shape[-1]} dimensions")
+            + f"; {refusals.AS_IT_IS}"
         )
 
     def _hypotheses(
@@ -492,7 +586,8 @@ class _Rotaries:
             raise UnsupportedModelError(
                 f"{self.name(call.module)} of {type(self._model).__name__} rotates differently past position "
                 f"{positions[1]} than before (off by {error:.2g} of a key's size): cached keys cannot be re-rotated "
-                f"when frequencies or scales change with the length (rope_parameters: {parameters})"
+                f"when frequencies or scales change with the length (rope_parameters: {parameters}); "
+                f"{refusals.AS_IT_IS}"
             )
 
 
@@ -615,14 +710,21 @@ def _inverse_frequencies(model: PreTrainedModel) -> dict[str, Tensor]:
 @contextmanager
 def _probing(model: PreTrainedModel) -> Iterator[None]:
     """The model on the probing functions, in eval mode; afterwards it is what it was, whatever it did to itself."""
+    with _kept(model):
+        # Configurations may be shared with models that are in use meanwhile.
+        for configuration in own_configurations(model.modules(), Changes()):
+            configuration._attn_implementation = PROBE_NAME
+        yield
+
+
+@contextmanager
+def _kept(model: PreTrainedModel) -> Iterator[None]:
+    """The model in eval mode; afterwards it is what it was."""
     before = [
         (attributes, dict(attributes)) for module in model.modules() for attributes in (vars(module), module._buffers)
     ]
     contents = [(buffer, buffer.clone()) for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
     try:
-        # Configurations may be shared with models that are in use meanwhile.
-        for configuration in own_configurations(model.modules(), Changes()):
-            configuration._attn_implementation = PROBE_NAME
         model.train(False)
         yield
     finally:

@@ -43,6 +43,7 @@ class LEval(PreparedTask):
     """L-Eval's exams, questions about long documents (SelfExtend, table 3)."""
 
     name = "leval"
+    version = 2
     metrics: ClassVar = {
         "exact_match": Metric("exact match"),
         "accuracy": Metric("accuracy"),
@@ -59,7 +60,9 @@ class LEval(PreparedTask):
     length: Tokens = Field(
         16384, description="Tokens of the longest prompt, its option included; documents are cut. 16k is 16384."
     )
-    new_tokens: int = Field(512, ge=1, description="Of an answer in words, at most.")
+    new_tokens: Tokens = Field(
+        512, description="Tokens of an answer in words, at most. A model that thinks first needs thousands."
+    )
     chat: Chat = True
 
     @field_validator("tasks")

@@ -13,62 +13,69 @@ LETTERS = "ABCD"
 _PART = 0.25
 
 
-def right_letters(target: str) -> frozenset[str]:
+def right_letters(target: str) -> str:
     """Of a question with options; the target begins with them, such as "C", "ACD" or "(B) because ..."."""
-    return frozenset(target.split()[0]) & frozenset(LETTERS) or frozenset("A")
+    return "".join(char for char in target.split()[0] if char in LETTERS) or "A"
 
 
 def one_letter(answer: str, target: str) -> float:
     """The first of the letters A to D that is in the answer; A if there is none."""
-    answer = answer.strip()
-    if not answer:
+    if not answer.strip():
         return 0.0
     # Nothing but several letters in a row are several answers.
-    found = answer if answer in LETTERS else next((char for char in answer if char in LETTERS), "A")
-    return _overlap(frozenset(found), right_letters(target))
+    return _overlap(answer if answer in LETTERS else next(filter(LETTERS.__contains__, answer), "A"), target)
 
 
 def several_letters(answer: str, target: str) -> float:
     """All letters that the answer gives; a quarter where they are right and not all that are."""
-    answer = answer.strip()
-    return _overlap(_letters_in(answer), right_letters(target)) if answer else 0.0
+    return _overlap(_letters_in(answer), target) if answer.strip() else 0.0
 
 
-def _letters_in(answer: str) -> frozenset[str]:
+def _letters_in(answer: str) -> str:
     """Several letters at its beginning; or those that stand before a space, "." or ")"; or the first run of them."""
-    beginning = re.match(f"[{LETTERS}]*", answer)
-    first = beginning[0] if beginning else ""
+    if answer in LETTERS:
+        return answer
+    first = _run(answer, re.match)
     if len(first) > 1:
-        return frozenset(first)
+        return _in_order(first)
     # A model that goes on asks itself the next question.
     rest = answer[len(first) :].partition("Question")[0]
-    found = frozenset(first) | frozenset(re.findall(rf"[{LETTERS}](?=[\s.)])", rest))
-    run = re.search(f"[{LETTERS}]+", rest)
-    return found or frozenset(run[0] if run else "A")
+    return _in_order(first + "".join(re.findall(rf"[{LETTERS}](?=[\s.)])", rest))) or _run(rest, re.search) or "A"
 
 
-def _overlap(found: frozenset[str], right: frozenset[str]) -> float:
-    return 1.0 if found == right else _PART if found < right else 0.0
+def _run(text: str, find: Callable[[str, str], re.Match[str] | None]) -> str:
+    found = find(f"[{LETTERS}]+", text)
+    return found[0] if found else ""
+
+
+def _in_order(letters: str) -> str:
+    return "".join(sorted({*letters}))
+
+
+def _overlap(found: str, target: str) -> float:
+    right = right_letters(target)
+    return 1.0 if found == right else _PART if {*found} <= {*right} else 0.0
 
 
 def number(answer: str, target: str) -> float:
-    """What follows "The answer is", or the last number of the first paragraph."""
-    found, right = _number_in(answer), _number_in(target)
-    return float(bool(found) and float(found) == float(right))
+    """What follows "The answer is", or the last number of the first paragraph; the digits of any script are digits."""
+    return _same(_number_in(answer), _number_in(target))
 
 
 def _number_in(text: str) -> str:
     """Its digits before a decimal point; what stands between them, such as a comma or a sign, counts for nothing."""
     said = re.search(r"The answer is (\S+)", text)
     words = text.partition("\n\n")[0].split(" ")
-    word = said[1] if said else next((word for word in reversed(words) if re.search("[0-9]", word)), "")
-    return re.sub("[^0-9]", "", word.partition(".")[0])
+    word = said[1] if said else next((word for word in reversed(words) if any(map(str.isdigit, word))), "")
+    return "".join(filter(str.isdigit, word.partition(".")[0]))
 
 
 def truth(answer: str, target: str) -> float:
-    """The first word that holds "true" or "false"."""
-    said = re.search("true|false", answer.lower())
-    return float(said is not None and said[0] == target.lower())
+    """The first word that holds "true" or "false"; true, where it holds both."""
+    for word in answer.lower().split():
+        if "true" in word or "false" in word:
+            return float(("true" if "true" in word else "false") == target.lower())
+    return 0.0
 
 
 def code(answer: str, target: str) -> float:
@@ -79,11 +86,15 @@ def code(answer: str, target: str) -> float:
     several = len(target.split()) + 3
     _, said, behind = words.rpartition("the final output")
     taken = re.split(r"\s+", behind)[:several] if said else re.split(r"\s+", words)[-several:]
-    found = " ".join(taken)
+    return _same(" ".join(taken), right)
+
+
+def _same(found: str, right: str) -> float:
+    """Whether they are the same number or, where one is none, the right one is a part of what was found."""
     try:
         return float(float(found) == float(right))
     except ValueError:
-        return float(_squeezed(right) in _squeezed(found))
+        return float(right.lower().replace(" ", "") in found.lower().replace(" ", ""))
 
 
 def _tidy_code(text: str) -> str:
@@ -92,10 +103,6 @@ def _tidy_code(text: str) -> str:
     for mark in (",", "'", "\\", ".0"):
         text = text.replace(mark, "")
     return text.replace("] [", "][").replace("[ [", "[[").replace("] ]", "]]")
-
-
-def _squeezed(text: str) -> str:
-    return text.lower().replace(" ", "")
 
 
 SCORES: dict[str, Callable[[str, str], float]] = {

@@ -14,7 +14,7 @@ from ropewalk.eval.data_files import beside, lines_of, read
 from ropewalk.eval.subjects import Prompt, Subject
 from ropewalk.eval.tasks.base import Example, Generation, Metric, PreparedTask
 from ropewalk.eval.tasks.longbench.scores import check_installed, score
-from ropewalk.eval.tasks.settings import Names, Tokens, among, folder_of_data
+from ropewalk.eval.tasks.settings import Names, NewTokens, Tokens, among, folder_of_data
 
 
 class Kind(BaseModel):
@@ -79,6 +79,7 @@ class LongBench(PreparedTask):
         "takes 3500, 7500, 15500 and 31500 for windows of 4k, 8k, 16k and 32k.",
     )
     chat: bool = Field(True, description="Ask a model that chats by its template, where LongBench does so.")
+    new_tokens: NewTokens = None
     data_dir: Path | None = folder_of_data("longbench/full/TASK.jsonl, or longbench/minilongbench/TASK.jsonl")
 
     @cached_property
@@ -106,7 +107,7 @@ class LongBench(PreparedTask):
 
     @property
     def longest(self) -> int:
-        answer = max(KINDS[task].new_tokens for task in self.tasks)
+        answer = self.new_tokens or max(KINDS[task].new_tokens for task in self.tasks)
         return self.length + answer + (_TEMPLATE if self.chat else 0)
 
     def examples(self) -> list[Example]:
@@ -118,7 +119,7 @@ class LongBench(PreparedTask):
         text = shortened(kind.prompt.format(context=record.context, input=record.input), self.length, subject)
         token_ids = subject.encode(text, chat=self.chat and task not in _NO_CHAT)
         return Generation(
-            Prompt(token_ids, kind.new_tokens),
+            Prompt(token_ids, self.new_tokens or kind.new_tokens),
             " | ".join(record.answers),
             lambda answer: {"score": score(task, answer, record.answers, record.all_classes or ())},
         )

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import re
 import string
+import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import SequenceMatcher
 from functools import partial
 from importlib import import_module
@@ -55,8 +57,9 @@ def rouge_l(answer: str, reference: str) -> float:
     """
     if not answer.strip("."):  # `rouge` refuses it
         return 0.0
-    scores = _rouge().Rouge(metrics=["rouge-l"], stats=["f"]).get_scores(answer, reference)
-    return float(scores[0]["rouge-l"]["f"])
+    measure = _rouge().Rouge(metrics=["rouge-l"], stats=["f"]).get_scores
+    with _room_for(len(answer.split()) + len(reference.split())):
+        return float(measure(answer, reference)[0]["rouge-l"]["f"])
 
 
 def classification(answer: str, reference: str, classes: Sequence[str]) -> float:
@@ -89,6 +92,17 @@ def edit_similarity(answer: str, reference: str) -> float:
 def _words(text: str) -> list[str]:
     """In lower case, without ASCII punctuation and articles."""
     return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+
+
+@contextmanager
+def _room_for(words: int) -> Iterator[None]:
+    """`rouge` goes a call deeper with each word of a sentence, and there are texts without a full stop."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(before + words)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def _rouge() -> Any:

@@ -16,7 +16,7 @@ from pydantic import Field
 from ropewalk.eval.prompts import chats, longest_part
 from ropewalk.eval.subjects import Prompt, Subject
 from ropewalk.eval.tasks.base import Example, Generation, Metric, PreparedTask, grid
-from ropewalk.eval.tasks.settings import Chat, Depths, Lengths, evenly, folder_of_data
+from ropewalk.eval.tasks.settings import Chat, Depths, Lengths, NewTokens, evenly, folder_of_data
 from ropewalk.eval.texts import Text, sha256, texts
 
 NEEDLE = "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day."
@@ -46,6 +46,7 @@ class Needle(PreparedTask):
     depths: Depths = evenly(10)
     samples: int = Field(3, ge=1, description="Prompts of each length and depth; each begins with another text.")
     chat: Chat = True
+    new_tokens: NewTokens = None
     seed: int = 0
 
     @cached_property
@@ -62,7 +63,7 @@ class Needle(PreparedTask):
 
     @property
     def longest(self) -> int:
-        return max(self.lengths) + NEW_TOKENS
+        return max(self.lengths) + (self.new_tokens or NEW_TOKENS)
 
     def examples(self) -> list[Example]:
         return grid(self.lengths, self.depths, self.samples)
@@ -78,7 +79,7 @@ class Needle(PreparedTask):
         # A word is rarely less than a token, so there are enough.
         haystack = repeated(self._units, self._start(sample), words=length)
         ids = encode(longest_part(haystack, lambda context: len(encode(context)), length))
-        return Generation(Prompt(ids, NEW_TOKENS), NEEDLE, scores)
+        return Generation(Prompt(ids, self.new_tokens or NEW_TOKENS), NEEDLE, scores)
 
     def _start(self, sample: int) -> int:
         """The unit that a sample begins with; no two samples share one before all had their turn."""

@@ -65,13 +65,17 @@ class Perplexity(PreparedTask):
 
     text: str = Field("pg19", description="Set of texts: pg19, or alice, which comes with the package.")
     data_dir: Path | None = folder_of_data("pg19/test_books/*.txt")
-    mode: Literal["sliding", "positions"] = Field(
-        "sliding", description="Windows of each length, or one text of each length by position."
+    mode: Literal["sliding", "start", "positions"] = Field(
+        "sliding",
+        description="Windows of each length, spread over a few books; or, as in the paper, over the start of all "
+        "books, as long as the longest; or one text of each length by position.",
     )
     stride: int = Field(256, ge=1, description="Tokens that a window adds to the one before it, which it scores.")
-    windows: int = Field(16, ge=0, description="Of each book and length, spread over the book; 0 for all.")
+    windows: int = Field(
+        16, ge=0, description="Of each book and length, spread over the book; 0 for all, as with --mode start."
+    )
     bucket: int = Field(1024, ge=1, description="Positions that are summed up, with --mode positions.")
-    books: int = Field(3, ge=1, description="At most, drawn from the set by --seed.")
+    books: int = Field(3, ge=1, description="At most, drawn from the set by --seed; with --mode start all.")
     tokens: int | None = Field(None, ge=2, description="Of each book, from its beginning; all if not given.")
     lengths: Lengths = Field(
         (4096, 8192, 16384, 32768), description="Tokens of the windows or texts, comma-separated; 16k is 16384."
@@ -83,7 +87,7 @@ class Perplexity(PreparedTask):
     @classmethod
     def _fit(cls, lengths: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
         stride, tokens = info.data.get("stride", 1), info.data.get("tokens")
-        least = stride + 1 if info.data.get("mode") == "sliding" else 2
+        least = 2 if info.data.get("mode") == "positions" else stride + 1
         if min(lengths) < least:
             why = f"longer than the stride of {stride} tokens" if least > 2 else "2 tokens or more"
             raise refused(f"must be {why}", min(lengths))
@@ -96,7 +100,7 @@ class Perplexity(PreparedTask):
         books = texts(self.text, self.data_dir)
         # All are shuffled, so that more books are these and others.
         random.Random(self.seed).shuffle(books)
-        return books[: self.books]
+        return books if self.mode == "start" else books[: self.books]
 
     @property
     def found(self) -> dict[str, str]:
@@ -135,12 +139,13 @@ class Perplexity(PreparedTask):
         key = (subject.hashes, book.name)
         if key not in self._encodings:
             special, tokens = encode_apart(subject, book.text)
-            self._encodings[key] = special, array("I", tokens[: self.tokens])
-        special, kept = self._encodings[key]
-        return special, kept.tolist()
+            kept = self.longest - len(special) if self.mode == "start" else None
+            self._encodings[key] = special, array("I", tokens[: self.tokens or kept])
+        special, stored = self._encodings[key]
+        return special, stored.tolist()
 
     def _windows(self, tokens: int, length: int, special: int) -> list[Window]:
-        stride, count = self.stride, self.windows
+        stride, count = self.stride, 0 if self.mode == "start" else self.windows
         if length - special < stride:
             raise ValueError(f"{length} tokens, {special} of them special, are too few for a stride of {stride}")
         if count:

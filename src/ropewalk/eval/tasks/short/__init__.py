@@ -17,7 +17,7 @@ from pydantic import Field
 from ropewalk.eval.data_files import DataError
 from ropewalk.eval.subjects import Subject, batches
 from ropewalk.eval.tasks.base import Example, Metric, Outcome, Task
-from ropewalk.eval.tasks.settings import Names, among, folder_of_data
+from ropewalk.eval.tasks.settings import Names, NewTokens, among, folder_of_data
 from ropewalk.eval.tasks.short.benchmarks import BENCHMARKS
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Short(Task):
     questions: int | None = Field(
         None, ge=1, description="The first so many of each task, of MMLU spread over its subjects; all if not given."
     )
+    new_tokens: NewTokens = None
     data_dir: Path | None = folder_of_data("short/...")
     seed: int = 0
 
@@ -51,7 +52,7 @@ class Short(Task):
                 f"the short tasks are lm-eval's, and {error.name} is not installed: "
                 "run 'pip install \"ropewalk[lm-eval]\"'"
             ) from error
-        return harness.load(self.tasks, self.data_dir, self.questions)
+        return harness.load(self.tasks, self.data_dir, self.questions, self.new_tokens)
 
     @property
     def found(self) -> dict[str, Any]:

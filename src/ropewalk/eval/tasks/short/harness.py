@@ -71,12 +71,13 @@ class Loaded:
 
 
 @_quietly()
-def load(names: Sequence[str], data_dir: Path | None, questions: int | None) -> list[Loaded]:
+def load(names: Sequence[str], data_dir: Path | None, questions: int | None, new_tokens: int | None) -> list[Loaded]:
     """The tasks of some benchmarks.
 
     Args:
         data_dir: folder that holds short/...; None to load from the hub, as lm-eval does.
         questions: of each benchmark, the first so many are asked, of MMLU the first of each subject; None for all.
+        new_tokens: of an answer in words, at most; None for lm-eval's own.
 
     Raises:
         DataError: data are missing or cannot be read.
@@ -95,6 +96,8 @@ def load(names: Sequence[str], data_dir: Path | None, questions: int | None) -> 
             group = {"group": "ropewalk", "task": [{"task": task, **changes}]}
             with loading(task, "name a folder that holds short/... by --data-dir, or mend the connection to the hub"):
                 [its] = manager.load([group])["tasks"].values()
+            if new_tokens is not None and its.config.generation_kwargs is not None:
+                its.set_config("generation_kwargs", {"max_gen_toks": new_tokens}, update=True)
             there = len(its.eval_docs)
             asked = there if questions is None else questions // len(tasks) + (i < questions % len(tasks))
             loaded.append(Loaded(its, name, subject, shots_from, min(asked, there)))
