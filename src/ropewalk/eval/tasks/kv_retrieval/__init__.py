@@ -14,7 +14,7 @@ from ropewalk.eval.data_files import lines_of, read_published
 from ropewalk.eval.subjects import Prompt, Subject
 from ropewalk.eval.tasks.base import Example, Generation, Metric
 from ropewalk.eval.tasks.published import PublishedTask
-from ropewalk.eval.tasks.settings import Depths, Lengths, evenly
+from ropewalk.eval.tasks.settings import Depths, Lengths, NewTokens, evenly
 
 _SOURCE = "kv_retrieval_data of nelson-liu/lost-in-the-middle on GitHub"
 # kv_retrieval.prompt of that repository, and kv_retrieval_with_query_aware_contextualization.prompt.
@@ -22,7 +22,8 @@ _TASK = "Extract the value corresponding to the specified key in the JSON object
 _PLAIN = f'{_TASK}\n\nJSON data:\n{{data}}\n\nKey: "{{key}}"\nCorresponding value:'
 _QUERY_AWARE = f'{_TASK}\n\nKey: "{{key}}"\n\nJSON data:\n{{data}}\n\nKey: "{{key}}"\nCorresponding value:'
 
-
+# Of an answer, at most.
+NEW_TOKENS = 100
 # A pair that is moved to an end may be written with another token there, and so may the one that was at it.
 _MOVED = 4
 
@@ -59,7 +60,7 @@ class KVRetrieval(PublishedTask[Record]):
     keys: Lengths = Field((75, 140, 300), description="Pairs of a prompt, comma-separated: a set of 500 prompts each.")
     depths: Depths = evenly(5)
     query_aware: bool = Field(False, description="Say the key before the data too (query-aware contextualization).")
-    new_tokens: int = Field(100, ge=1, description="Of an answer, at most.")
+    new_tokens: NewTokens = None
     data_dir: Path | None = Field(
         None,
         description="Folder that holds kv_retrieval/kv-retrieval-N_keys.jsonl.gz, or a copy of "
@@ -83,7 +84,7 @@ class KVRetrieval(PublishedTask[Record]):
 
     @property
     def longest(self) -> int:
-        return max(map(self.length, self.records)) + _MOVED + self.new_tokens
+        return max(map(self.length, self.records)) + _MOVED + (self.new_tokens or NEW_TOKENS)
 
     def examples(self) -> Iterator[Example]:
         for keys, records in self.records.items():
@@ -96,7 +97,8 @@ class KVRetrieval(PublishedTask[Record]):
     def prepare(self, example: Example, subject: Subject) -> Generation:
         record, depth = example.about
         text = self.prompt(record, self.chats(subject), depth)
-        return Generation(Prompt(self.encode(text, subject), self.new_tokens), record.value, partial(scores, record.value))
+        asked = Prompt(self.encode(text, subject), self.new_tokens or NEW_TOKENS)
+        return Generation(asked, record.value, partial(scores, record.value))
 
 
 def scores(value: str, answer: str) -> dict[str, float]:

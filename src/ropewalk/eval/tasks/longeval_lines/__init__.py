@@ -14,7 +14,7 @@ from ropewalk.eval.data_files import lines_of, read_published
 from ropewalk.eval.subjects import Prompt, Subject
 from ropewalk.eval.tasks.base import Example, Generation, Metric
 from ropewalk.eval.tasks.published import PublishedTask
-from ropewalk.eval.tasks.settings import Lengths
+from ropewalk.eval.tasks.settings import Lengths, NewTokens
 
 _SOURCE = "longeval/evaluation/lines/testcases of DachengLi1/LongChat on GitHub"
 # How LongEval has a model answer that goes on with a text.
@@ -54,11 +54,7 @@ class LongEvalLines(PublishedTask[Record]):
     metrics: ClassVar = {"accuracy": Metric("accuracy")}
 
     lines: Lengths = Field((200, 300, 400, 500, 600, 680), description="Of a prompt, comma-separated: a set of 50 each.")
-    new_tokens: int | None = Field(
-        None,
-        ge=1,
-        description="Of an answer, at most. If not given, as LongEval: 100 of a reply, 15 of a text that goes on.",
-    )
+    new_tokens: NewTokens = None
     data_dir: Path | None = Field(
         None,
         description="Folder that holds longeval/lines/N_lines.jsonl, or a copy of DachengLi1/LongChat from GitHub.",
