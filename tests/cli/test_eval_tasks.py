@@ -291,7 +291,8 @@ def test_nothing_to_ask(data_dir, tmp_path, echo, monkeypatch):
         (
             "longeval-lines",
             "longeval/lines/200_lines.jsonl is needed: get it from longeval/evaluation/lines/testcases of "
-            "DachengLi1/LongChat on GitHub, or leave it out of --lines, and name the folder that holds it by --data-dir",
+            "DachengLi1/LongChat on GitHub, or leave it out of --lines, and name the folder that holds it by "
+            "--data-dir",
         ),
         ("kv-retrieval --data-dir nowhere", "cannot read nowhere/kv_retrieval/kv-retrieval-75_keys.jsonl.gz (No such"),
         ("short --data-dir nowhere", "cannot read nowhere/short/arc/ARC-Challenge-Test.jsonl"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RULER without a network: what lm-eval makes its texts from lies in a folder, and the tokenizer may be in a GGUF file."""
+"""RULER without a network: what its texts are made from lies in a folder, and the tokenizer may be in a GGUF file."""
 
 import json
 import runpy
@@ -150,7 +150,7 @@ def test_what_is_missing_is_said(model, tmp_path, monkeypatch, function, data, m
 
 
 def test_packages_and_folders_that_are_missing(monkeypatch, model):
-    with pytest.raises(ruler.RulerError, match="data_dir must be a folder that holds .*, got 'nowhere'"):
+    with pytest.raises(ruler.RulerError, match=r"data_dir must be a folder that holds .*, got 'nowhere'"):
         made("qa_utils.get_squad", pretrained=model, data_dir="nowhere")
     monkeypatch.delitem(sys.modules, "lm_eval.tasks.ruler.cwe_utils", raising=False)
     monkeypatch.setitem(sys.modules, "wonderwords", None)

@@ -89,5 +89,5 @@ def test_a_damaged_file(tmp_path):
     one = task(tmp_path, RECORD)
     path = tmp_path / "kv_retrieval" / FILE
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(DataError, match="is damaged .*: get it again from kv_retrieval_data of nelson-liu"):
+    with pytest.raises(DataError, match=r"is damaged .*: get it again from kv_retrieval_data of nelson-liu"):
         _ = one.records

@@ -70,7 +70,16 @@ def test_what_is_asked(tmp_path, subject, settings, asked, new_tokens):
 
 @pytest.mark.parametrize(
     ("answer", "number"),
-    [("<345>", 345), ("line 2 is <7>.", 7), ("41,869", 869), ("0345", 345), ("3.0", 0), ("none", None), ("", None)],
+    [
+        ("<345>", 345),
+        ("line 2 is <7>.", 7),
+        ("41,869", 869),
+        ("0345", 345),
+        ("3.0", 0),
+        ("none", None),
+        ("", None),
+        ("9" * 9999, None),
+    ],
 )
 def test_the_last_number_counts(answer, number):
     assert last_number(answer) == number

@@ -82,10 +82,10 @@ def dataset(made_by: str, data_dir: str | None = None, **metadata: Any) -> Any:
         return getattr(module, function)(**{**metadata, "tokenizer": _tokenizer(metadata)})
 
 
-def _tokenizer(metadata: dict[str, Any]) -> str | None:
+def _tokenizer(metadata: dict[str, Any]) -> str:
     """What transformers finds the model's tokenizer by: of a GGUF file, a folder that it is written to."""
-    if metadata.get("tokenizer") or (metadata.get("model") and not metadata.get("pretrained")):
-        return metadata.get("tokenizer") or metadata["model"]
+    if named := metadata.get("tokenizer") or (not metadata.get("pretrained") and metadata.get("model")):
+        return str(named)
     source = find(metadata.get("pretrained"))
     return source.location if source.gguf_file is None else _unpacked(source.location, source.gguf_file)
 

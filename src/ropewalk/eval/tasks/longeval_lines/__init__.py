@@ -21,6 +21,8 @@ _SOURCE = "longeval/evaluation/lines/testcases of DachengLi1/LongChat on GitHub"
 _CONTINUED = "Line <{name}>: <REGISTER_CONTENT> is"
 # Of an answer, at most: of a reply, and of a text that goes on.
 _REPLY, _CONTINUATION = 100, 15
+# Of a number in an answer: Python reads none of some thousands, which a model that repeats itself may write.
+_MOST_DIGITS = 1000
 
 
 class Record(BaseModel):
@@ -53,7 +55,7 @@ class LongEvalLines(PublishedTask[Record]):
     name = "longeval-lines"
     metrics: ClassVar = {"accuracy": Metric("accuracy")}
 
-    lines: Lengths = Field((200, 300, 400, 500, 600, 680), description="Of a prompt, comma-separated: a set of 50 each.")
+    lines: Lengths = Field((200, 300, 400, 500, 600, 680), description="Of a prompt, comma-separated; 50 prompts each.")
     new_tokens: NewTokens = None
     data_dir: Path | None = Field(
         None,
@@ -97,6 +99,6 @@ class LongEvalLines(PublishedTask[Record]):
 
 
 def last_number(answer: str) -> int | None:
-    """The last run of digits, as a number; None where there is none."""
+    """The last run of digits, as a number; None where there is none, or one longer than any that is asked for."""
     found = re.findall(r"\d+", answer)
-    return int(found[-1]) if found else None
+    return int(found[-1]) if found and len(found[-1]) <= _MOST_DIGITS else None
