@@ -35,7 +35,7 @@ def _no_network(monkeypatch):
         raise requests.ConnectionError("no network in this test")
 
     monkeypatch.setattr(requests, "get", refuse)
-    monkeypatch.setattr(nltk, "download", refuse)
+    monkeypatch.setattr(nltk, "download", lambda *arguments, **options: False)  # as it answers then
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +171,11 @@ def test_the_command(monkeypatch, model, folder, tmp_path, capsys):
     metadata = ["--metadata", "max_seq_lengths=[400]", f"data_dir={folder}"]
     command(monkeypatch, model, "--tasks", "ruler_qa_squad", "--limit", 1, "--gen_kwargs", "max_gen_toks=2", *metadata)
     assert "ruler_qa_squad" in capsys.readouterr().out
+
+
+def test_a_map_that_does_not_reach_is_one_line(monkeypatch, model):
+    with pytest.raises(SystemExit, match=r"^error: a text of 600 tokens is past what Identity"):
+        command(monkeypatch, model, "--tasks", "ruler_qa_squad", "--model_args", "map=identity")
 
 
 def test_the_command_says_what_to_fetch_in_a_line(monkeypatch, model, tmp_path):

@@ -11,7 +11,9 @@ from tempfile import TemporaryDirectory
 from lm_eval.__main__ import cli_evaluate
 
 from ropewalk.integrations.lm_eval import ruler
+from ropewalk.integrations.transformers.refusals import UnsupportedModelError
 from ropewalk.integrations.transformers.sources import ModelError
+from ropewalk.maps import LengthError
 
 
 def main() -> None:
@@ -22,7 +24,7 @@ def main() -> None:
             sys.argv += ["--include_path", folder]
         try:
             cli_evaluate()
-        except (ModelError, ruler.RulerError) as error:
+        except (ModelError, UnsupportedModelError, LengthError, ruler.RulerError) as error:
             sys.exit(f"error: {error}")
 
 
