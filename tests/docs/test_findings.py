@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import runpy
 import shlex
@@ -12,6 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ropewalk.cli import app
+from ropewalk.data import alice
+from ropewalk.eval.results import read
 
 pytestmark = pytest.mark.docs
 
@@ -42,6 +45,33 @@ def test_a_page_is_what_the_rows_give(command, tmp_path, monkeypatch):
 
 def test_comparisons_are_what_the_rows_give():
     assert runpy.run_path(str(RESULTS / "comparisons.py"))["text"]() == (RESULTS / "comparisons.md").read_text()
+
+
+def test_a_tiny_mpt_is_trained_and_measured(tmp_path):
+    """A few steps: of what comes out, that it was trained, is read past its window, and what a map changes there."""
+    tiny = runpy.run_path(str(RESULTS / "tiny_mpt.py"))
+    seen, unseen = tiny["split"](alice()[:20_000])
+    assert seen + unseen == alice()[:20_000]
+    tokenizer = tiny["tokenizer_for"](seen)
+    assert tokenizer.decode(tokenizer(unseen + "\u20ac")["input_ids"]) == unseen + "\u20ac"
+    book = tmp_path / "book.txt"
+    book.write_text(alice()[:20_000])
+    tiny["main"](tmp_path / "mpt", book, window=16, steps=20, batch=4, seed=0)
+    asked = [
+        *("eval", "perplexity", "--model", tmp_path / "mpt", "--data-dir", tmp_path / "mpt", "--trained-window", "16"),
+        *("--lengths", "8,256", "--stride", "4", "--books", "2", "--windows", "1", "--dtype", "float32"),
+        *("--method", "selfextend(group_size=40, window=8)", "--method", "unmodified", "--output", tmp_path / "rows"),
+    ]
+    done = CliRunner().invoke(app, [str(one) for one in asked])
+    assert done.exit_code == 0, done.output
+    nll = {(row.method, row.example): row.scores["nll"] for row in read(tmp_path / "rows").rows}
+    assert len(nll) == 8
+    for (method, example), its in nll.items():
+        length, _, _ = example.partition("-")
+        untrained = 4 * math.log(tiny["VOCABULARY"])
+        assert its < untrained
+        same = its == pytest.approx(nll["unmodified", example], abs=1e-5)
+        assert same == (method == "unmodified" or length == "8")
 
 
 def test_every_folder_has_its_command():
