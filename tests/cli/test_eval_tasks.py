@@ -164,7 +164,7 @@ def data_dir(tmp_path):
     for task, answer, classes in (("passage_count", "12345", None), ("trec", "Food", ["Food", "City"])):
         one = {"context": "a word " * 400, "input": "Which?", "answers": [answer], "all_classes": classes}
         write(f"longbench/full/{task}.jsonl", one, one)
-    asked = {"prompt": "line a: is <12345>\n" * 9, "expected_number": 12345, "num_lines": 9}
+    asked = {"prompt": "line a: REGISTER_CONTENT is <12345>\n" * 9, "expected_number": 12345, "num_lines": 9}
     write("longeval/lines/9_lines.jsonl", *({**asked, "random_idx": ["a", place]} for place in (0, 4)))
     pairs = [["a", "12345"], ["b", "2"]]
     write("kv_retrieval/kv-retrieval-2_keys.jsonl.gz", {"ordered_kv_records": pairs, "key": "a", "value": "12345"})

@@ -41,6 +41,9 @@ class Record(BaseModel):
     def _there(self) -> Self:
         if not 0 <= self.random_idx[1] < self.num_lines:
             raise ValueError(f"line {self.random_idx[1]} of {self.num_lines} is asked for")
+        line = f"line {self.random_idx[0]}: REGISTER_CONTENT is <{self.expected_number}>\n"
+        if line not in self.prompt:
+            raise ValueError(f"{line.strip()!r} is asked for and is not in the prompt")
         return self
 
     @property
