@@ -94,7 +94,10 @@ def test_a_copy_of_the_repository_will_do(tmp_path):
     ("wrong", "message"),
     [
         (record(place=1) | {"random_idx": ["d", 3]}, "line 3 of 3 is asked for"),
-        (record() | {"expected_number": 346}, "'line b: REGISTER_CONTENT is <346>' is asked for and is not in the prompt"),
+        (
+            record() | {"expected_number": 346},
+            "'line b: REGISTER_CONTENT is <346>' is asked for and is not in the prompt",
+        ),
         ({"prompt": "no number"}, "3_lines.jsonl, line 1, is not what it should be"),
     ],
 )
