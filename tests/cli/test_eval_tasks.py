@@ -22,7 +22,14 @@ from ropewalk.eval.tasks.base import Example, Generation, Metric, PreparedTask
 from ropewalk.eval.tasks.settings import Lengths, written
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
-MADE_UP = ["leval", "longbench", "short"]  # read files, which `data_dir` writes
+# Read files, which `data_dir` writes, and where those of a task are.
+MADE_UP = {
+    "leval": "leval/*/*.jsonl",
+    "longbench": "longbench/*/*.jsonl",
+    "longeval-lines": "longeval/lines/*.jsonl",
+    "kv-retrieval": "kv_retrieval/*.jsonl.gz",
+    "short": "short/*/*.jsonl",
+}
 
 
 def run(*arguments):
@@ -157,6 +164,10 @@ def data_dir(tmp_path):
     for task, answer, classes in (("passage_count", "12345", None), ("trec", "Food", ["Food", "City"])):
         one = {"context": "a word " * 400, "input": "Which?", "answers": [answer], "all_classes": classes}
         write(f"longbench/full/{task}.jsonl", one, one)
+    asked = {"prompt": "line a: REGISTER_CONTENT is <12345>\n" * 9, "expected_number": 12345, "num_lines": 9}
+    write("longeval/lines/9_lines.jsonl", *({**asked, "random_idx": ["a", place]} for place in (0, 4)))
+    pairs = [["a", "12345"], ["b", "2"]]
+    write("kv_retrieval/kv-retrieval-2_keys.jsonl.gz", {"ordered_kv_records": pairs, "key": "a", "value": "12345"})
     write("short/gsm8k/test.jsonl", *({"question": f"{i} + 1?", "answer": f"So.\n#### {i + 1}"} for i in range(7)))
     return tmp_path / "data"
 
@@ -166,6 +177,8 @@ SMALL = {
     "passkey-length": "--length 600 --digits 5,36 --samples 6",
     "perplexity": "--text alice --lengths 1k,4k",
     "needle": "--text alice --lengths 200,1k --depths 3 --samples 2",
+    "longeval-lines": "--lines 9",
+    "kv-retrieval": "--keys 2 --depths 3",
     "leval": "--tasks coursera --mode options --length 300",
     "longbench": "--tasks passage_count,trec --length 200",
     "short": "--tasks gsm8k --limit 3",
@@ -176,6 +189,8 @@ OTHER = {
     "passkey-length": "--digits 6",
     "perplexity": "--mode positions",
     "needle": "--no-chat",
+    "longeval-lines": "--no-chat",
+    "kv-retrieval": "--query-aware",
     "leval": "--mode generate",
     "longbench": "--no-chat",
     "short": "--questions 5",
@@ -189,6 +204,8 @@ OTHER = {
         ("passkey-length", 24, [{"exact_match": 0}]),
         ("perplexity", 4, [{"nll": 4096, "tokens": 4096, "perplexity": pytest.approx(2.71828, rel=1e-4)}]),
         ("needle", 24, [{"recall": 0, "exact_match": 0}]),
+        ("longeval-lines", 4, [{"accuracy": 1}]),
+        ("kv-retrieval", 6, [{"accuracy": 1}]),
         ("leval", 2, [{"accuracy": 0.25, "probability": 0.25}]),
         ("longbench", 8, [{"score": 0}, {"score": 1}]),
         ("short", 6, [{"exact_match,strict-match": 0, "exact_match,flexible-extract": 0}]),
@@ -210,8 +227,7 @@ def test_a_run_and_the_same_again(name, examples, scores, data_dir, tmp_path):
     assert run(*arguments).stdout.startswith(f"{examples} were there already, 0 examples done")
     assert "was started with settings" in run(*arguments, *OTHER[name].split()).stderr
     if name in MADE_UP:
-        files = list(data_dir.glob(f"{name}/*/*.jsonl"))
-        for path in files:
+        for path in data_dir.glob(MADE_UP[name]):
             path.write_text(path.read_text() + path.read_text())
         assert "was started with settings" in run(*arguments).stderr
 
@@ -272,6 +288,13 @@ def test_nothing_to_ask(data_dir, tmp_path, echo, monkeypatch):
             "longbench --subset mini --data-dir nowhere",
             "--data-dir must hold longbench/minilongbench/narrativeqa.jsonl",
         ),
+        (
+            "longeval-lines",
+            "longeval/lines/200_lines.jsonl is needed: get it from longeval/evaluation/lines/testcases of "
+            "DachengLi1/LongChat on GitHub, or leave it out of --lines, and name the folder that holds it by "
+            "--data-dir",
+        ),
+        ("kv-retrieval --data-dir nowhere", "cannot read nowhere/kv_retrieval/kv-retrieval-75_keys.jsonl.gz (No such"),
         ("short --data-dir nowhere", "cannot read nowhere/short/arc/ARC-Challenge-Test.jsonl"),
         ("short --method selfexend --data-dir nowhere", "Did you mean 'selfextend'?"),
         # No task.

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import codecs
+import gzip
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path, PurePosixPath
@@ -17,6 +19,9 @@ from ropewalk.eval.messages import first_problem, in_one_line
 from ropewalk.files import read_bytes
 
 T = TypeVar("T")
+
+# What a gzip file begins with.
+_GZIP = b"\x1f\x8b"
 
 
 class DataError(ValueError):
@@ -56,6 +61,29 @@ def read_file(path: Path, otherwise: str) -> bytes:
         return read_bytes(path)
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror}): {otherwise}") from error
+
+
+def read_published(data_dir: Path | None, names: Sequence[str], source: str) -> bytes:
+    """A file of a data set that its authors publish in a repository, and not on the hub; of a gzip file, what is in it.
+
+    Args:
+        data_dir: folder of data sets, or a copy of that repository.
+        names: of the file in such folders.
+        source: where to get it.
+
+    Raises:
+        DataError: it is not there, or cannot be read.
+    """
+    if data_dir is None:
+        raise DataError(f"{names[0]} is needed: get it from {source}, and name the folder that holds it by --data-dir")
+    path = next((data_dir / name for name in names if (data_dir / name).exists()), data_dir / names[0])
+    content = read_file(path, f"--data-dir must hold {' or '.join(names)}, from {source}")
+    if not content.startswith(_GZIP):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is damaged ({in_one_line(error)}): get it again from {source}") from error
 
 
 def text_of(content: bytes, name: str | Path) -> str:

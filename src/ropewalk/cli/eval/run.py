@@ -149,6 +149,7 @@ def _ask(
             task.read()
             _tell(task.notes)
             subject, window = load()
+            task.measure(subject)
             longest = task.longest or _TIMES * window
             chosen = ways.parse_all(run.methods, longest, window)
             if preset is not None and (own := ways.of_preset(preset, longest, window)) not in chosen:

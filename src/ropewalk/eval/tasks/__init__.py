@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ropewalk.eval.tasks.base import SHARED, About, Metric, Task
+from ropewalk.eval.tasks.kv_retrieval import KVRetrieval
 from ropewalk.eval.tasks.leval import LEval
 from ropewalk.eval.tasks.longbench import LongBench
+from ropewalk.eval.tasks.longeval_lines import LongEvalLines
 from ropewalk.eval.tasks.needle import Needle
 from ropewalk.eval.tasks.passkey import Passkey
 from ropewalk.eval.tasks.passkey_length import PasskeyLength
@@ -16,7 +18,8 @@ from ropewalk.eval.tasks.short import Short
 
 # A new task is one folder and one entry here: the command line, the runner and the pages then include it.
 TASKS: dict[str, type[Task]] = {
-    kind.name: kind for kind in (Passkey, PasskeyLength, Perplexity, Needle, LEval, LongBench, Short)
+    kind.name: kind
+    for kind in (Passkey, PasskeyLength, Perplexity, Needle, LongEvalLines, KVRetrieval, LEval, LongBench, Short)
 }
 
 __all__ = ["TASKS", "About", "Metric", "Task", "about", "metrics_of"]

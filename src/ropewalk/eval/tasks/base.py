@@ -236,6 +236,12 @@ class Task(BaseModel, ABC):
             raise ValueError(f"{self.name} has nothing to ask with these options and data: choose others")
         _ = self.settings
 
+    def measure(self, subject: Subject) -> None:
+        """Counts in the subject's tokens what `examples` and `longest` then say of lengths; there may be nothing.
+
+        Where it was not asked to, those say what is known without a subject.
+        """
+
     @abstractmethod
     def examples(self) -> Iterable[Example]:
         """All examples, in the order of their definition."""
