@@ -18,6 +18,8 @@ from ropewalk.thinking import answer_begins, begun
         ("\n<think></think>12345\n", False, "12345\n"),
         ("<think>\nIs it 1? Is it", False, None),
         (" <think>", False, None),
+        ("Sure.\n<think>12345", False, None),
+        ("<think>a</think>x <think>12345", False, None),
         # The prompt has begun it: only its end is there, or nothing.
         ("Is it 1? No.\n</think>\n\n12345", True, "12345"),
         ("Is it 1? Is it", True, None),

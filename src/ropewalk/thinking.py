@@ -24,6 +24,8 @@ def answer_begins(output: str, inside: bool = False) -> int | None:
     end = output.rfind(END)
     at = 0 if end < 0 else end + len(END)
     answer = output[at:].lstrip()
-    if answer.startswith(BEGIN) or (inside and end < 0):
+    # Named in the middle of a line it is a word, unless the model is known to think.
+    begun_again = BEGIN in answer if at else any(line.lstrip().startswith(BEGIN) for line in answer.splitlines())
+    if begun_again or (inside and not at):
         return None
     return len(output) - len(answer) if at else 0

@@ -71,8 +71,17 @@ def test_lines_of_a_model_that_are_asked_alike_are_one_run():
 @over_measured
 def test_another_model_is_asked_the_same_under_what_is_recommended(name, model):
     for run in runs_of(MEASURED[name], model, {}):
-        assert run.rows == {"unmodified": "", "selfextend": ""}
+        assert run.rows == dict.fromkeys(MEASURED[name].otherwise, "")
         assert run.trained_window is None
+
+
+def test_another_model_is_asked_once():
+    """With the settings of one of the paper's models, and by the paper's grid or map where that is what it shows."""
+    (run,) = runs_of(experiment("self/leval"), None, {})
+    assert list(run.rows) == ["unmodified", "selfextend", "self"]
+    assert "new_tokens" not in run.settings
+    (run,) = runs_of(experiment("selfextend/figure-2"), None, {})
+    assert any("window=0" in method for method in run.rows)
 
 
 def test_settings_in_the_place_of_the_papers():
@@ -94,7 +103,8 @@ def test_forecasts():
 
 def kept(tmp_path, one, run, data_dir):
     """A run of the dummy, done."""
-    task, subject = TASKS[one.task](**run.settings, data_dir=data_dir), Dummy()
+    more = {} if data_dir is None else {"data_dir": data_dir}
+    task, subject = TASKS[one.task](**run.settings, **more), Dummy()
     methods = parse_all(run.rows, 1, 4096)
     with results.Results(tmp_path / run.name, runner.config_of(task, methods, subject, 0)) as folder:
         runner.run(task, methods, subject, folder, runner.facts_of(task, subject, 0))
@@ -138,3 +148,26 @@ def test_methods_are_compared_question_by_question(tmp_path):
     assert [row[1].mark for row in apart.rows] == [cell.mark for cell in means.rows[0][3:] if cell.details] == ["≈"] * 2
     assert apart.rows[0][1].details[1:] == ("n=8", "documents=4")
     assert "four of five such experiments would tell a true difference" in apart.note
+
+
+def test_each_task_has_the_papers_score(tmp_path):
+    """ARC and HellaSwag theirs by normed likelihood, GSM8K by its answers: of rows with other scores too."""
+    passkey, one = experiment("selfextend/figure-4"), experiment("selfextend/table-4")
+    run = runs_of(passkey, None, {"lengths": "800", "samples": 1, "depths": "0.5", "tiled": False})[0]
+    its = kept(tmp_path, passkey, run, None)[1]
+    rows = tuple(
+        its.rows[0].model_copy(
+            update={
+                "method": "unmodified",
+                "example": f"{task}-{number}",
+                "cell": {"task": task},
+                "scores": {"acc": 0.0, score: 1.0},
+            }
+        )
+        for task, score in one.scores.items()
+        for number in range(3)
+    )
+    run = runs_of(one, None, {})[0]
+    tables = comparison("it", one, [(run, replace(its, rows=rows))])
+    assert {line[0].text: line[1].text for table in tables for line in table.rows} == dict.fromkeys(one.scores, "100.0")
+    assert comparison("it", one, [(run, replace(its, rows=()))]) == []

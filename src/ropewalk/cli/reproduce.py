@@ -128,8 +128,10 @@ def _options(common: RunOptions, run: Run) -> RunOptions:
 
 
 def _not_the_papers(one: Experiment, model: str | None) -> str:
-    from ropewalk.eval.reproduce import models_of
+    from ropewalk.eval.reproduce import lines_of, models_of
 
+    if lines_of(one, model):
+        return f"the paper's own figures of {model} are not there to be shown: they are in no table that could be read"
     ran = ", ".join(models_of(one))
     return (
         f"the paper did not run {model or 'the embedded model'}, so there are no figures beside its own. It ran {ran}"
@@ -149,6 +151,9 @@ def _compare(
         departures.append(f"{limit} examples of each method")
     done = [(run, results.read(folder / run.name)) for run in runs]
     tables = comparison(name, one, done, [*departures, *one.unknown])
+    if not tables:
+        print("note: there is nothing to compare, as no example was answered", file=sys.stderr)
+        return
     for table in tables:
         _print(table)
     page = folder / _COMPARISON

@@ -122,7 +122,7 @@ def power(its: Estimate, apart: float, ratio: bool) -> tuple[float, float] | Non
     low, high = map(math.log, its.interval) if ratio else its.interval
     error = (high - low) / 2 / its.quantile
     least, sought = (its.quantile + _POWER) * error, math.log(apart) if ratio else apart
-    return math.exp(least) if ratio else least, its.count * ((_Z + _POWER) * error / sought) ** 2
+    return math.exp(least) if ratio else least, its.count * ((its.quantile + _POWER) * error / sought) ** 2
 
 
 def wilson(successes: float, count: float, quantile: float = _Z) -> Interval:

@@ -171,6 +171,8 @@ def _score_note(
     score: Score, parts: Sequence[Part], means: Sequence[tuple[str, Sequence[Estimate | None]]], words: About
 ) -> str:
     kind = "Wilson's score interval" if score.is_proportion else "from Student's t"
+    if score.is_share and not score.is_proportion:
+        kind = "from Student's t, or Wilson's score interval where all is 0 or 1"
     mean = "Mean, in percent" if score.percent else "Mean"
     if score.pooled is not None:
         mean, kind = f"Over all {score.pooled[1]} of the examples together", "from the spread over examples"
@@ -192,6 +194,8 @@ def _difference_note(score: Score) -> str:
     what, kind = "What a method adds to the unmodified model's", "Student's, of the pairs"
     if score.is_proportion:
         kind = "Newcombe's for paired proportions"
+    elif score.is_share:
+        kind = "Student's, of the pairs, or Newcombe's where all is 0 or 1"
     if score.pooled is not None:
         what, kind = "How many times the unmodified model's", "from the spread over the pairs"
     return (

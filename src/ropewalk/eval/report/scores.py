@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ropewalk.eval.report.estimates import Estimate, average, difference, estimate, pooled
@@ -118,7 +118,7 @@ class Score(Metric):
         columns = list(zip(*map(self._values, rows.values()), strict=True))
         clusters = [row.cluster for row in rows.values()]
         if self.pooled is None:
-            return estimate(columns[0], self.is_proportion, clusters)
+            return self._within(estimate(columns[0], self._is_proportion(columns[0]), clusters))
         sums, weights = columns
         return pooled(sums, weights, clusters)
 
@@ -132,9 +132,20 @@ class Score(Metric):
         theirs = [self._values(row) for _, row in pairs]
         clusters = [row.cluster for row, _ in pairs]
         if self.pooled is None:
-            return difference([my for my, *_ in mine], [their for their, *_ in theirs], self.is_proportion, clusters)
+            firsts = [my for my, *_ in mine], [their for their, *_ in theirs]
+            return difference(*firsts, self._is_proportion([*firsts[0], *firsts[1]]), clusters)
         apart = [my[0] - their[0] for my, their in zip(mine, theirs, strict=True)]
         return pooled(apart, [their[1] for their in theirs], clusters)
+
+    def _is_proportion(self, values: Sequence[float]) -> bool:
+        return self.is_share and all(value in (0.0, 1.0) for value in values)
+
+    def _within(self, its: Estimate | None) -> Estimate | None:
+        """A share is none below 0 or above 1."""
+        if its is None or its.interval is None or not self.is_share:
+            return its
+        low, high = its.interval
+        return replace(its, interval=(max(low, 0.0), min(high, 1.0)))
 
     def _values(self, row: Row) -> list[float]:
         """One, or of a pooled score the two that it is of."""

@@ -15,8 +15,6 @@ from pydantic import BaseModel, ConfigDict
 from ropewalk.eval.methods import UNMODIFIED, parse_all
 from ropewalk.names import unknown
 
-# How a model that the paper did not run is compared: as it is, and with what eq. 5 recommends for the longest text.
-_OTHERWISE = (UNMODIFIED, "selfextend")
 # FLOP/s of reading, seconds of a written token, bytes of a bfloat16 number.
 _READING, _STEP, _BYTES = 500e12, 0.025, 2
 _GIB = 1 << 30
@@ -53,8 +51,10 @@ class Experiment(_Data):
         settings: of the task, in all lines.
         table: the paper's rows, by their name in `ropewalk.eval.papers`; empty where it prints none.
         by: the part of the cells that the columns of those rows are.
-        score: the one that the paper gives.
+        score: the one that the paper gives; by default the task's first.
+        scores: of parts for which it gives another one.
         lines: what the paper ran.
+        otherwise: methods for a model that the paper did not run.
         prompts, tokens, new_tokens: of each line, for the forecast: how many, how long they are on average, and their
             answers.
         unknown: what the paper does not say, so that it was chosen here.
@@ -68,7 +68,9 @@ class Experiment(_Data):
     table: str = ""
     by: str = ""
     score: str = ""
+    scores: dict[str, str] = {}
     lines: tuple[Line, ...] = ()
+    otherwise: tuple[str, ...] = (UNMODIFIED, "selfextend")
     prompts: int = 0
     tokens: int = 0
     new_tokens: int = 0
@@ -130,20 +132,26 @@ def models_of(one: Experiment) -> list[str]:
     return list(dict.fromkeys(line.model for line in one.lines))
 
 
+def lines_of(one: Experiment, model: str | None) -> list[Line]:
+    """What the paper ran of a model; none of None, a model that it does not name."""
+    return [line for line in one.lines if model is not None and _plain(line.model) == _plain(model)]
+
+
 def runs_of(one: Experiment, model: str | None, overrides: Mapping[str, Any]) -> list[Run]:
-    """What to run on a model: the paper's lines of it, or, on a model that the paper did not run, each of the settings
-    under the methods that are compared by default.
+    """What to run on a model: the paper's lines of it, or, on a model that the paper did not run, the settings of the
+    first that it extended, each under the methods that are for others.
 
     Args:
         model: a folder, a file or a name on the hub; None for one that the paper did not run.
         overrides: settings in the place of the paper's.
     """
-    known = [line for line in one.lines if model is not None and _plain(line.model) == _plain(model)]
+    known = lines_of(one, model)
     # Settings of what the paper extends: others belong to a model's own window.
     extended = [line for line in one.lines if line.method != UNMODIFIED] or list(one.lines)
     lines = known or [
-        Line(model=line.model, method=method, settings=line.settings) for line in extended for method in _OTHERWISE
-    ]
+        Line(model=line.model, method=method, settings=line.settings)
+        for line in extended if line.model == extended[0].model for method in one.otherwise
+    ]  # fmt: skip
     found: dict[str, Run] = {}
     for line in lines:
         settings = {**one.settings, **line.settings, **overrides}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ropewalk.eval import papers, results
 from ropewalk.eval.methods import UNMODIFIED
 from ropewalk.eval.report.score_tables import cell_of, difference_tables, noise_of
-from ropewalk.eval.report.scores import ALL, Part, scores_of, tokens, values_of
+from ropewalk.eval.report.scores import ALL, Part, Score, scores_of, tokens, values_of
 from ropewalk.eval.report.series import Series, baseline, plain, shown, together
 from ropewalk.eval.report.tables import Cell, Table
 from ropewalk.eval.reproduce import Experiment, Run
@@ -38,12 +38,38 @@ def comparison(
               for run, its in there for each in together([shown(its)])]  # fmt: skip
     ours = [its for _, its in series]
     scores, words = scores_of(one.task, ours), about(one.task)
-    score = next((each for each in scores if each.name == one.score), scores[0])
+    if not scores:
+        return []  # every example failed
     values = values_of(one.by, ours) if one.by else []
     parts = [Part(tokens(value) if one.by == "length" else plain(value), ({one.by: value},)) for value in values]
     parts = parts or [ALL]
-    printed = {row.label: row.cells for row in papers.table(one.table).rows} if one.table else {}
     pairs = [(its, other) for its in ours if (other := _other(its, ours)) is not None]
+    note = " ".join([_NOTE, *(f"Not the paper's, or not known of it: {each}." for each in departures)])
+    made = []
+    for score in scores:
+        its_parts = [
+            part for part in parts if (one.scores.get(_value(one, part), one.score) or scores[0].name) == score.name
+        ]
+        if its_parts:
+            title = f"{name}: {score.title}"
+            made += [
+                _beside(title, one, score, series, its_parts, pairs, note),
+                *difference_tables(title, score, its_parts, pairs, UNMODIFIED, words),
+            ]
+    return made
+
+
+def _beside(
+    title: str,
+    one: Experiment,
+    score: Score,
+    series: Sequence[tuple[Run, Series]],
+    parts: Sequence[Part],
+    pairs: Sequence[tuple[Series, Series]],
+    note: str,
+) -> Table:
+    words = about(one.task)
+    printed = {row.label: row.cells for row in papers.table(one.table).rows} if one.table else {}
     noise = {its.label: noise_of(score, its, other, parts) for its, other in pairs}
     columns, cells = [one.by], [[Cell(part.head)] for part in parts]
     for run, its in series:
@@ -53,14 +79,14 @@ def comparison(
         columns.append(its.label)
         for line, part, mark in zip(cells, parts, noise.get(its.label, [""] * len(parts)), strict=True):
             if row:
-                line.append(Cell(printed[row].get(str(part.cells[0].get(one.by, "")), "-")))
+                line.append(Cell(printed[row].get(_value(one, part), "-")))
             line.append(cell_of(score.of(its, part), score.write, mark, words))
-    note = " ".join([_NOTE, *(f"Not the paper's, or not known of it: {each}." for each in departures)])
-    title = f"{name}: {score.title}"
-    return [
-        Table(title, tuple(columns), tuple(map(tuple, cells)), note),
-        *difference_tables(title, score, parts, pairs, UNMODIFIED, words),
-    ]
+    return Table(title, tuple(columns), tuple(map(tuple, cells)), note)
+
+
+def _value(one: Experiment, part: Part) -> str:
+    """Which of the paper's columns a part is."""
+    return str(part.cells[0].get(one.by, ""))
 
 
 def _label(one: Series, run: Run, runs: int) -> str:

@@ -75,6 +75,12 @@ class KVRetrieval(PublishedTask[Record]):
 
         return {keys: read(keys) for keys in self.keys}
 
+    @classmethod
+    def cluster_of(cls, example: str) -> str:
+        """A list of pairs, which is asked at every depth."""
+        keys, _, number = example.split("-")
+        return f"{keys}-{number}"
+
     def records_of(self, size: int, content: bytes) -> list[Record]:
         return lines_of(content, Record, f"kv-retrieval-{size}_keys.jsonl.gz")
 
@@ -89,9 +95,9 @@ class KVRetrieval(PublishedTask[Record]):
     def examples(self) -> Iterator[Example]:
         for keys, records in self.records.items():
             length = self.length(keys)
-            for depth in self.depths:
+            for depth in dict.fromkeys(round(depth, 3) for depth in self.depths):
                 for number, record in enumerate(records):
-                    cell: dict[str, int | float | str] = {"length": length, "depth": round(depth, 3)}
+                    cell: dict[str, int | float | str] = {"length": length, "depth": depth}
                     yield Example(f"{keys}-{depth:.3f}-{number}", length, cell, (record, depth))
 
     def prepare(self, example: Example, subject: Subject) -> Generation:
