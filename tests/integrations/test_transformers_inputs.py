@@ -3,6 +3,7 @@
 
 import copy
 import threading
+import weakref
 
 import pytest
 import torch
@@ -176,9 +177,13 @@ def test_a_cache_of_an_image_that_lost_rows_or_positions(multimodal):
         following = of_an_image(60)[..., -1:] + 1
         with pytest.raises(ValueError, match="pass position_ids as well"):
             model.model.language_model(ids[:, :1].expand(2, -1), past_key_values=cache)
-        cache.layers[0].keys = cache.layers[0].keys + 1
-        with pytest.raises(ValueError, match="holds 60 keys, and not the first 60 that it held"):
-            model(ids[:, :1].expand(2, -1), position_ids=following.expand(-1, 2, -1), past_key_values=cache)
+        thinner, others = copy.deepcopy(cache), copy.deepcopy(cache)
+        pruned(thinner, slice(3, None))
+        with pytest.raises(ValueError, match="holds 57 keys, and not the first 57 that it held"):
+            model(ids[:, :1].expand(2, -1), position_ids=following.expand(-1, 2, -1), past_key_values=thinner)
+        others.layers[0].keys = torch.randn_like(others.layers[0].keys)[:1]
+        with pytest.raises(ValueError, match="positions are known of 60 of 2: it was changed since it was read"):
+            model(ids[:, :1], position_ids=following, past_key_values=others)
 
 
 def test_a_thinned_cache_whose_positions_are_told():
@@ -298,14 +303,46 @@ def test_a_cache_that_lost_its_last_keys_goes_on(change):
         assert logits(model, text(4, batch=len(cache.layers[0].keys)), past_key_values=cache).isfinite().all()
 
 
+def test_a_cache_that_holds_another_text_goes_on():
+    """What was noted of it is of no use then: nothing is refused, and nothing old is kept."""
+    model, ids, others = shared("llama"), text(50), text(40, seed=5)
+    with extended("llama"):
+        expected = logits(model, torch.cat((others, ids[:, :4]), dim=1))[:, 40:]
+        cache, prefix = DynamicCache(config=model.config), DynamicCache(config=model.config)
+        model(ids, past_key_values=cache)
+        model(others, past_key_values=prefix)
+        for layer, its in zip(cache.layers, prefix.layers, strict=True):
+            layer.keys, layer.values = its.keys.half().float(), its.values.half().float()
+        assert_close(logits(model, ids[:, :4], past_key_values=cache), expected, rtol=0, atol=0.05)
+        # Filled by compiled passes, which note nothing, or while the model was not extended.
+        for fill in (torch.compile(model, backend="eager"), None):
+            cache = DynamicCache(config=model.config)
+            model(ids, past_key_values=cache)
+            cache.crop(-50)
+            if fill is None:
+                ropewalk.restore(model)
+            (model if fill is None else fill)(others[:, :20], past_key_values=cache)
+            if fill is None:
+                extended("llama")
+            assert logits(model, others[:, 20:], past_key_values=cache).isfinite().all()
+        ropewalk.restore(model)
+        keys = [weakref.ref(layer.keys) for layer in cache.layers]
+        cache.crop(-100)
+        for layer in cache.layers:
+            layer.keys = layer.values = None
+        assert all(key() is None for key in keys)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("name", ["llama", "mpt", "falcon", "gptj"])
 @pytest.mark.parametrize("kept", KEPT)
-def test_pruned_caches_are_refused_where_no_positions_are_given(name, kept):
-    """The model would go on from the number of slots."""
+def test_pruned_caches_are_refused_where_no_positions_are_given(name, kept, own):
+    """The model would go on from the number of slots; whoever made the cache."""
     model, ids = {**TINY_MODELS, **ALIBI_MODELS}[name].build(64), text(50)
     with ropewalk.extend(model, MAP, trained_window=64) as extension:
-        cache = DynamicCache(config=model.config)
-        model(ids, past_key_values=cache)
+        made = None if own else DynamicCache(config=model.config)
+        cache = model(ids, past_key_values=made, use_cache=True).past_key_values
         pruned(cache, torch.tensor(KEPT[kept]))
         for new in (1, 3):
             with pytest.raises(ValueError, match=f"holds {len(KEPT[kept])} keys, and not the first"):

@@ -17,11 +17,11 @@ from ropewalk.integrations.transformers.limits import Limits
 from ropewalk.integrations.transformers.plan import check_positions
 from ropewalk.ops.layout import Layout, Span
 
-# Attributes of a cache: how many tokens the last forward pass left in it, and the keys of the layer that is looked at.
+# Attributes of a cache: how many tokens the last forward pass left in it, and by what their keys are known again.
 _LENGTH = "ropewalk_length"
-_LEFT = "ropewalk_left"
-# Numbers of a key by which it is known again.
-_TELLING = 4
+_MARKS = "ropewalk_marks"
+# Numbers of a key, and keys of a row that are looked for.
+_TELLING, _SOUGHT = 4, 64
 
 
 _TEXT_ALONE = (
@@ -71,8 +71,6 @@ class Inputs:
         as_left = (isinstance(past, Tensor) or past == getattr(used, _LENGTH, 0)) and not hasattr(used, axes.KEPT)
         if not (queries == 1 and as_left and (self.decodes_fused or tokens.device.type != "cpu")):
             self._check(tokens, given.get("position_ids"), given.get("attention_mask"), used, int(past))
-        if isinstance(used, Cache) and isinstance(past, int):
-            setattr(used, _LENGTH, past + queries)
         return None
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -81,10 +79,16 @@ class Inputs:
             return
         found, made = axes.current(), getattr(output, "past_key_values", None)
         axes.give(None)
-        if isinstance(made, Cache):
-            setattr(made, _LEFT, _keys(made, self.layer))
-            if found is not None:
-                setattr(made, axes.KEPT, found.keys)
+        if not isinstance(made, Cache):
+            return
+        length, known = made.get_seq_length(self.layer), getattr(made, _LENGTH, 0)
+        if found is not None:
+            setattr(made, axes.KEPT, found.keys)
+        if not isinstance(length, Tensor):
+            setattr(made, _LENGTH, length)
+        # Not at every step, for what is evicted is seldom young alone.
+        if found is not None or length != known + 1:
+            setattr(made, _MARKS, _marks(made, self.layer))
 
     def keep(self, cache: Cache, positions: Tensor) -> None:
         """Notes the positions of a cache's keys, which are then no longer taken for its slots; see
@@ -94,7 +98,7 @@ class Inputs:
         if not self.turns:
             raise ValueError("an ALiBi model takes no position_ids, so keys must not be missing from its caches")
         axes.keep(cache, positions, int(cache.get_seq_length(self.layer)), self.axes)
-        setattr(cache, _LEFT, _keys(cache, self.layer))
+        setattr(cache, _MARKS, _marks(cache, self.layer))
 
     def _traced(self, given: dict[str, Any]) -> dict[str, Any]:
         """What the module is given in a graph of torch.compile, which checks it when it runs."""
@@ -121,7 +125,7 @@ class Inputs:
     def _check(self, tokens: Tensor, positions: Tensor | None, mask: Any, used: Any, past: int) -> None:
         queries = tokens.shape[1]
         if isinstance(used, Cache) and not past:
-            for attribute in (axes.KEPT, _LEFT, _LENGTH):  # it was emptied
+            for attribute in (axes.KEPT, _MARKS, _LENGTH):  # it was emptied
                 vars(used).pop(attribute, None)
         rows = self._rows(used, past) if isinstance(used, Cache) else None
         found = self._axes(tokens, positions, mask, used, past, rows)
@@ -152,24 +156,26 @@ class Inputs:
         Raises:
             ValueError: keys are missing other than from the end.
         """
-        left, keys = getattr(used, _LEFT, None), _keys(used, self.layer)
-        if left is None or keys is None or (past >= getattr(used, _LENGTH, 0) and not hasattr(used, axes.KEPT)):
+        before = getattr(used, _MARKS, None)
+        if before is None or (past >= getattr(used, _LENGTH, 0) and not hasattr(used, axes.KEPT)):
             return None
-        if keys is left or (keys.data_ptr() == left.data_ptr() and keys.stride() == left.stride()):
-            return None  # a crop is a view
-        known = min(past, left.shape[2])
-        before, now = (x[:, 0, :known, :_TELLING].to(keys.device) for x in (left, keys))
-        if torch.equal(before, now):
+        if (now := _marks(used, self.layer)) is None:
             return None
-        same = torch.stack([(before == row).flatten(1).all(dim=1) for row in now])  # (rows now, rows before)
-        if not same.any(dim=1).all():
-            how = "" if not self.turns else " with handle.keep_positions(cache, positions), and pass position_ids"
+        known = min(past, before.shape[1])
+        before, now = before.to(now.device), now[:, :known]
+        if torch.equal(before[:, :known], now):
+            return None
+        same = torch.stack([_all_equal(before[:, :known], row) for row in now])  # (rows now, rows before)
+        if same.any(dim=1).all():
+            return same.long().argmax(dim=1)
+        if any(_is_part(row, before) for row in now):
+            how = "say where these are with handle.keep_positions(cache, positions), and pass position_ids"
             raise ValueError(
                 f"this cache holds {past} keys, and not the first {past} that it held after the last pass (it was "
                 "pruned or compressed): an extended model takes a slot of the cache for the position of its key, so "
-                + (f"say where these are{how}" if how else "keys must not be missing from it")
+                + (how if self.turns else "keys must not be missing from it")
             )
-        return same.long().argmax(dim=1)
+        return None  # other keys, as of another text, or of another precision
 
     def _axes(
         self, tokens: Tensor, positions: Tensor | None, mask: Any, used: Any, past: int, rows: Tensor | None
@@ -219,14 +225,26 @@ class Inputs:
             )
 
 
-def _keys(cache: Cache, layer: int) -> Tensor | None:
-    """Of a layer, where a cache holds them all as they are."""
+def _marks(cache: Cache, layer: int) -> Tensor | None:
+    """(batch, slots, 4) numbers of a layer's keys, where a cache holds them all as they are."""
     if layer >= len(cache.layers) or getattr(cache, "offloading", False):
         return None
-    keys = getattr(cache.layers[layer], "keys", None)
-    length = cache.get_seq_length(layer)
-    whole = isinstance(keys, Tensor) and keys.ndim == 4 and (isinstance(length, Tensor) or keys.shape[2] >= length)
-    return keys if whole else None
+    keys, length = getattr(cache.layers[layer], "keys", None), cache.get_seq_length(layer)
+    if not isinstance(keys, Tensor) or keys.ndim != 4 or (isinstance(length, int) and keys.shape[2] < length):
+        return None
+    return keys[:, 0, :, :_TELLING].clone()
+
+
+def _all_equal(rows: Tensor, row: Tensor) -> Tensor:
+    """Whether each of some rows is this one, bool, (rows,)."""
+    return (rows == row).flatten(1).all(dim=1)
+
+
+def _is_part(row: Tensor, rows: Tensor) -> bool:
+    """Whether the keys of a row, as far as some of them tell, are all of one of these rows, but not its first."""
+    some = row[torch.linspace(0, len(row) - 1, min(_SOUGHT, len(row)), device=row.device).long()]
+    found = (some[:, None, None] == rows).all(dim=3)  # (keys, rows, slots)
+    return bool((found.any(dim=2).all(dim=0) & ~_all_equal(rows[:, : len(row)], row)).any())
 
 
 def _key_masks(mask: Any) -> list[Tensor]:
