@@ -84,11 +84,11 @@ class Inputs:
         length, known = made.get_seq_length(self.layer), getattr(made, _LENGTH, 0)
         if found is not None:
             setattr(made, axes.KEPT, found.keys)
+        # A static cache counts on its device. Not at every step, for what is evicted is seldom young alone.
+        if found is not None or (not isinstance(length, Tensor) and length != known + 1):
+            setattr(made, _MARKS, _marks(made, self.layer))
         if not isinstance(length, Tensor):
             setattr(made, _LENGTH, length)
-        # Not at every step, for what is evicted is seldom young alone.
-        if found is not None or length != known + 1:
-            setattr(made, _MARKS, _marks(made, self.layer))
 
     def keep(self, cache: Cache, positions: Tensor) -> None:
         """Notes the positions of a cache's keys, which are then no longer taken for its slots; see
