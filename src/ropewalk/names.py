@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import TypeVar
+
+_Named = TypeVar("_Named")
 
 
 def did_you_mean(typed: str, known: Iterable[str]) -> str:
@@ -18,3 +21,14 @@ def unknown(what: str, typed: str, known: Iterable[str]) -> str:
     """`no map is called 'rerop'. Did you mean 'rerope'? The maps are ...`, in one sentence for each kind of thing."""
     known = list(known)
     return f"no {what} is called {typed!r}.{did_you_mean(typed, known)} The {what}s are {', '.join(known)}"
+
+
+def named(what: str, name: str, known: Mapping[str, _Named]) -> _Named:
+    """What has a name, among things of a kind.
+
+    Raises:
+        ValueError: nothing has it; see `unknown`.
+    """
+    if name not in known:
+        raise ValueError(unknown(what, name, known))
+    return known[name]

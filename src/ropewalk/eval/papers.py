@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from ropewalk.names import unknown
+from ropewalk.names import named, unknown
 
 _FOLDER = files("ropewalk.data").joinpath("papers")
 _MEAN = "mean"
@@ -241,9 +241,7 @@ def table(name: str) -> Table:
     Raises:
         ValueError: there is no such table.
     """
-    if name not in tables():
-        raise ValueError(unknown("table", name, tables()))
-    return tables()[name]
+    return named("table", name, tables())
 
 
 def figure(name: str) -> Figure:
@@ -252,9 +250,7 @@ def figure(name: str) -> Figure:
     Raises:
         ValueError: there is no such figure.
     """
-    if name not in figures():
-        raise ValueError(unknown("figure", name, figures()))
-    return figures()[name]
+    return named("figure", name, figures())
 
 
 def _rows(file: str) -> dict[str, tuple[str, ...] | tuple[Row, ...]]:

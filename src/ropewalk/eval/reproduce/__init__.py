@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from ropewalk.eval.methods import UNMODIFIED, parse_all
-from ropewalk.names import unknown
+from ropewalk.names import named
 
 # FLOP/s of reading, seconds of a written token, bytes of a bfloat16 number.
 _READING, _STEP, _BYTES = 500e12, 0.025, 2
@@ -58,7 +58,6 @@ class Experiment(_Data):
         prompts, tokens, new_tokens: of each line, for the forecast: how many, how long they are on average, and their
             answers.
         unknown: what the paper does not say, so that it was chosen here.
-        fetch: what is not found without help.
         instead: the command that shows the same, where it is no experiment.
     """
 
@@ -75,7 +74,6 @@ class Experiment(_Data):
     tokens: int = 0
     new_tokens: int = 0
     unknown: tuple[str, ...] = ()
-    fetch: str = ""
     instead: str = ""
 
 
@@ -122,9 +120,7 @@ def experiments() -> Mapping[str, Experiment]:
 
 def experiment(name: str) -> Experiment:
     """Raises ValueError: there is none of that name."""
-    if name not in experiments():
-        raise ValueError(unknown("experiment", name, experiments()))
-    return experiments()[name]
+    return named("experiment", name, experiments())
 
 
 def models_of(one: Experiment) -> list[str]:

@@ -134,9 +134,7 @@ class Inputs:
             if isinstance(prepared, LayoutMask):
                 prepared.axes = found
         if found is None:
-            masks = [one[:, : past + queries] for one in _key_masks(mask) if one.shape[1] >= past + queries]
-            layout = Layout(queries, past + queries, past, masks[0] if masks else None)
-            spans = layout.spans(len(tokens))
+            spans = _spans(len(tokens), queries, past, mask)
             self.limits.check(max((span.count for span in spans), default=0))
             if self.turns:
                 _check_counts(spans, positions, mask, past, len(tokens))
@@ -254,6 +252,14 @@ def _key_masks(mask: Any) -> list[Tensor]:
     return [found for found in masks if isinstance(found, Tensor)]
 
 
+def _spans(batch: int, queries: int, past: int, mask: Any) -> tuple[Span, ...]:
+    """Where the tokens of a pass lie, and those in the cache before them."""
+    length = past + queries
+    # One that says less is refused by attention.
+    masks = [one[:, :length] for one in _key_masks(mask) if one.shape[1] >= length]
+    return Layout(queries, length, past, masks[0] if masks else None).spans(batch)
+
+
 def _one_axis(positions: Tensor, mask: Any, why: str) -> Tensor:
     """(batch, tokens), from positions that may have several axes: the first dimension, for images and videos.
 
@@ -331,9 +337,7 @@ def _checked_inputs(x: Tensor, positions: Tensor | None, mask: Tensor | None, pa
     if positions is not None:
         _one_axis(positions, mask, _TEXT_ALONE)
     if turns:
-        length = before + queries
-        key_mask = None if mask is None or mask.shape[1] < length else mask[:, :length]
-        _check_counts(Layout(queries, length, before, key_mask).spans(batch), positions, mask, before, batch)
+        _check_counts(_spans(batch, queries, before, mask), positions, mask, before, batch)
     return x.clone()
 
 
@@ -343,10 +347,6 @@ def _refused_positions(x: Tensor) -> Tensor:
 
 
 @_checked_inputs.register_fake
-def _(x: Tensor, positions: Tensor | None, mask: Tensor | None, past: Tensor, turns: bool) -> Tensor:
-    return x.clone()
-
-
 @_refused_positions.register_fake
-def _(x: Tensor) -> Tensor:
+def _(x: Tensor, *others: Any) -> Tensor:
     return x.clone()

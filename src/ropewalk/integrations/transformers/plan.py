@@ -122,10 +122,10 @@ class LayerPlan:
         check_start(call.layout)
         if self.limits is not None:
             batch = call.query.shape[0]
-            spans = call.layout.spans(batch)
             if given is not None:
                 self.limits.check(given.length)
                 return
+            spans = call.layout.spans(batch)
             self.limits.check(max((span.count for span in spans), default=0))
             if position_ids is not None and not call.layout.positions_checked:
                 call.layout.positions_checked = True
