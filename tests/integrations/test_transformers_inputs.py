@@ -408,6 +408,42 @@ def test_pruned_caches_are_refused_on_a_device(kept):
             model(ids[:, :1], position_ids=torch.tensor([[50]]), past_key_values=cache)
 
 
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("on_a_device", [False, True])
+def test_caches_that_are_compressed_as_they_are_read_are_refused(on_a_device, own):
+    """As by hooks of the attention layers, before the pass is done: what it leaves is then no whole cache."""
+    model, ids, keep = shared("llama"), text(60), torch.tensor(KEPT["the middle is gone"])
+    with extended("llama") as extension:
+        if on_a_device:
+            as_on_a_device(model)
+        expected = model(ids[:, :50], use_cache=True).past_key_values
+        pruned(expected, keep)
+        extension.keep_positions(expected, keep[None])
+
+        def compress(layer, args, kwargs, output):
+            kept = kwargs["past_key_values"].layers[layer.layer_idx]
+            kept.keys, kept.values = kept.keys[:, :, keep], kept.values[:, :, keep]
+
+        hooks = [layer.self_attn.register_forward_hook(compress, with_kwargs=True) for layer in model.model.layers]
+        cache = None if own else DynamicCache(config=model.config)
+        cache = model(ids[:, :50], past_key_values=cache, use_cache=True).past_key_values
+        for hook in hooks:
+            hook.remove()
+        for new in (1, 3):
+            for given in ({}, {"position_ids": torch.arange(50, 50 + new)[None]}):
+                with pytest.raises(ValueError, match=f"holds {len(keep)} keys of 50 tokens .*keep_positions"):
+                    model(ids[:, 50 : 50 + new], past_key_values=cache, **given)
+        extension.keep_positions(cache, keep[None])
+        following = {"position_ids": torch.arange(50, 60)[None]}
+        assert_close(
+            logits(model, ids[:, 50:], past_key_values=cache, **following),
+            logits(model, ids[:, 50:], past_key_values=expected, **following),
+            **CLOSE,
+        )
+        cache.crop(-100)  # empty: another text
+        assert logits(model, ids, past_key_values=cache).isfinite().all()
+
+
 def test_positions_that_follow_the_cache():
     model, ids = shared("llama"), text(60)
     with extended("llama"):

@@ -17,9 +17,12 @@ from ropewalk.integrations.transformers.limits import Limits
 from ropewalk.integrations.transformers.plan import check_positions
 from ropewalk.ops.layout import Layout, Span
 
-# Attributes of a cache: how many tokens the last forward pass left in it, and by what their keys are known again.
+# Attributes of a cache: how many tokens the pass found in it, how many the last one left, by what their keys are known
+# again, and of how many tokens a pass itself dropped some.
+_FOUND = "ropewalk_found"
 _LENGTH = "ropewalk_length"
 _MARKS = "ropewalk_marks"
+_DROPPED = "ropewalk_dropped"
 # Numbers of a key, and keys of a row that are looked for.
 _TELLING, _SOUGHT = 4, 64
 
@@ -57,20 +60,21 @@ class Inputs:
     parameters: tuple[str, ...] = ()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = {**dict(zip(self.parameters, args, strict=False)), **kwargs} if args else kwargs
+        given = self._given(args, kwargs)
         if torch.compiler.is_compiling():
             return (), self._traced(given)
-        tokens = given.get("input_ids")
-        tokens = given.get("inputs_embeds") if tokens is None else tokens
-        if tokens is None:
+        if (tokens := _tokens(given)) is None:
             return None
         axes.give(None)
         used, queries = given.get("past_key_values"), tokens.shape[1]
         past: int | Tensor = used.get_seq_length(self.layer) if isinstance(used, Cache) else 0
         # A static cache counts on its device, and loses no keys.
-        as_left = (isinstance(past, Tensor) or past == getattr(used, _LENGTH, 0)) and not hasattr(used, axes.KEPT)
+        as_left = isinstance(past, Tensor) or past == getattr(used, _LENGTH, 0)
+        as_left = as_left and not hasattr(used, axes.KEPT) and not hasattr(used, _DROPPED)
         if not (queries == 1 and as_left and (self.decodes_fused or tokens.device.type != "cpu")):
             self._check(tokens, given.get("position_ids"), given.get("attention_mask"), used, int(past))
+        if isinstance(used, Cache):
+            setattr(used, _FOUND, past)
         return None
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -89,6 +93,13 @@ class Inputs:
             setattr(made, _MARKS, _marks(made, self.layer))
         if not isinstance(length, Tensor):
             setattr(made, _LENGTH, length)
+            tokens = _tokens(self._given(args, kwargs))
+            held = vars(made).get(_FOUND, 0) + (length if tokens is None else tokens.shape[1])
+            if length < held:
+                setattr(made, _DROPPED, held)
+
+    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {**dict(zip(self.parameters, args, strict=False)), **kwargs} if args else kwargs
 
     def keep(self, cache: Cache, positions: Tensor) -> None:
         """Notes the positions of a cache's keys, which are then no longer taken for its slots; see
@@ -99,6 +110,7 @@ class Inputs:
             raise ValueError("an ALiBi model takes no position_ids, so keys must not be missing from its caches")
         axes.keep(cache, positions, int(cache.get_seq_length(self.layer)), self.axes)
         setattr(cache, _MARKS, _marks(cache, self.layer))
+        vars(cache).pop(_DROPPED, None)
 
     def _traced(self, given: dict[str, Any]) -> dict[str, Any]:
         """What the module is given in a graph of torch.compile, which checks it when it runs."""
@@ -125,8 +137,13 @@ class Inputs:
     def _check(self, tokens: Tensor, positions: Tensor | None, mask: Any, used: Any, past: int) -> None:
         queries = tokens.shape[1]
         if isinstance(used, Cache) and not past:
-            for attribute in (axes.KEPT, _MARKS, _LENGTH):  # it was emptied
+            for attribute in (axes.KEPT, _MARKS, _LENGTH, _DROPPED):  # it was emptied
                 vars(used).pop(attribute, None)
+        if hasattr(used, _DROPPED):
+            raise ValueError(
+                f"this cache holds {past} keys of {getattr(used, _DROPPED)} tokens (it was compressed while they were "
+                f"read): {self._how()}"
+            )
         rows = self._rows(used, past) if isinstance(used, Cache) else None
         found = self._axes(tokens, positions, mask, used, past, rows)
         axes.give(found)
@@ -167,13 +184,17 @@ class Inputs:
         if same.any(dim=1).all():
             return same.long().argmax(dim=1)
         if any(_is_part(row, before) for row in now):
-            how = "say where these are with handle.keep_positions(cache, positions), and pass position_ids"
             raise ValueError(
                 f"this cache holds {past} keys, and not the first {past} that it held after the last pass (it was "
-                "pruned or compressed): an extended model takes a slot of the cache for the position of its key, so "
-                + (how if self.turns else "keys must not be missing from it")
+                f"pruned or compressed): {self._how()}"
             )
         return None  # other keys, as of another text, or of another precision
+
+    def _how(self) -> str:
+        how = "say where these are with handle.keep_positions(cache, positions), and pass position_ids"
+        return "an extended model takes a slot of the cache for the position of its key, so " + (
+            how if self.turns else "keys must not be missing from it"
+        )
 
     def _axes(
         self, tokens: Tensor, positions: Tensor | None, mask: Any, used: Any, past: int, rows: Tensor | None
@@ -221,6 +242,11 @@ class Inputs:
                 "static cache takes rows that are padded on the left only: use a dynamic cache, or pass an "
                 "attention_mask of ones where pad tokens inside a prompt are part of the text"
             )
+
+
+def _tokens(given: dict[str, Any]) -> Tensor | None:
+    ids: Tensor | None = given.get("input_ids")
+    return given.get("inputs_embeds") if ids is None else ids
 
 
 def _marks(cache: Cache, layer: int) -> Tensor | None:
