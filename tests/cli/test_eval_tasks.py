@@ -97,9 +97,10 @@ def test_a_task_is_a_class_and_an_entry(echo, tmp_path):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_options_say_the_defaults(name):
-    """What the help shows, given as it is, changes nothing."""
+    """What the help shows, given as it is, changes nothing; but for what changes nothing at all."""
     kind = TASKS[name]
-    shown = {one: field.default for one, field in kind.model_fields.items() if field.default not in (None, ())}
+    shown = {one: field.default for one, field in kind.model_fields.items()
+             if field.default not in (None, ()) and one not in kind().without_effect}  # fmt: skip
     given = {one: default if isinstance(default, bool) else written(default) for one, default in shown.items()}
     assert commands.task_of(kind, given) == kind()
 
@@ -108,6 +109,54 @@ def test_options_say_the_defaults(name):
 def test_every_task_and_every_option_is_explained(name):
     assert TASKS[name].about()
     assert all(field.description for one, field in TASKS[name].model_fields.items() if one != "seed")
+
+
+IDLE = [
+    ("passkey-length", "--length 16k --characters 16000", "--length", "--characters 16000"),
+    ("perplexity", "--text alice --bucket 1024", "--bucket", "--mode sliding"),
+    ("perplexity", "--mode start --books 3", "--books", "--mode start"),
+    ("perplexity", "--mode start --windows 0", "--windows", "--mode start"),
+    ("perplexity", "--mode start --bucket 9", "--bucket", "--mode start"),
+    ("perplexity", "--mode positions --stride 9", "--stride", "--mode positions"),
+    ("perplexity", "--mode positions --windows 9", "--windows", "--mode positions"),
+    ("perplexity", "--mode positions --tokens 65536", "--tokens", "--mode positions"),
+    ("perplexity", "--text alice --data-dir .", "--data-dir", "--text alice"),
+    ("perplexity", "--text alice --books 3", "--books", "--text alice"),
+    ("perplexity", "--text alice --seed 0", "--seed", "--text alice"),
+    ("needle", "--text alice --data-dir .", "--data-dir", "--text alice"),
+    ("leval", "--mode options --new-tokens 512", "--new-tokens", "--mode options"),
+    ("longbench", "--tasks lcc,trec --no-chat", "--chat", "--tasks trec,lcc"),
+    ("short", "--tasks mmlu,hellaswag --new-tokens 9", "--new-tokens", "--tasks hellaswag,mmlu"),
+    ("short", "--tasks truthfulqa_mc2 --seed 3", "--seed", "--tasks truthfulqa_mc2"),
+    ("short", "--chunk 512", "--chunk", "short"),
+    *((name, "--seed 0", "--seed", name) for name, kind in TASKS.items() if "seed" not in kind.model_fields),
+]
+
+
+@pytest.mark.parametrize(("name", "given", "option", "why"), IDLE)
+def test_what_has_no_effect_is_refused_before_anything_is_read(name, given, option, why, tmp_path):
+    """Also where it is given as its default: whoever gives it expects that it is heeded. The model is not looked for."""
+    result = run(name, *given.split(), "--model", tmp_path / "no model", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {option} has no effect with {why}")
+    assert result.stderr.count("\n") == 1
+
+
+OTHERS = {
+    "perplexity": ({}, {"mode": "start"}, {"mode": "positions"}),
+    "leval": ({}, {"mode": "options"}),
+    "passkey-length": ({}, {"characters": 900}),
+}
+
+
+@pytest.mark.parametrize(("name", "choice"), [(name, one) for name in TASKS for one in OTHERS.get(name, ({},))])
+def test_what_is_not_refused_has_an_effect_on_what_is_run(name, choice):
+    """Of a task's settings at least one way to run it heeds each."""
+    task = TASKS[name](**choice)
+    assert {*task.without_effect} < {*TASKS[name].model_fields}
+    assert not {*task.without_effect} & {*choice}
+    heeded = [{*TASKS[name].model_fields} - {*TASKS[name](**one).without_effect} for one in OTHERS.get(name, ({},))]
+    assert set.union(*heeded) == {*TASKS[name].model_fields}
 
 
 NUMBERS = [

@@ -8,7 +8,7 @@ import pytest
 
 from ropewalk.eval import papers, results, runner
 from ropewalk.eval.methods import parse_all
-from ropewalk.eval.reproduce import experiment, experiments, forecast, models_of, runs_of
+from ropewalk.eval.reproduce import experiment, experiments, forecast, lines_of, models_of, runs_of
 from ropewalk.eval.reproduce.comparison import comparison
 from ropewalk.eval.subjects import Dummy
 from ropewalk.eval.tasks import TASKS
@@ -87,6 +87,18 @@ def test_another_model_is_asked_once():
 def test_settings_in_the_place_of_the_papers():
     (run,) = runs_of(experiment("selfextend/table-3"), None, {"length": "2k"})
     assert run.settings["length"] == "2k"
+
+
+@over_measured
+def test_an_override_leaves_the_papers_rows_beside_ours(name):
+    """Also where it makes one run of lines that differ in nothing else, of which one may have no row."""
+    one = MEASURED[name]
+    varied = {key for line in one.lines for key in line.settings}
+    for model in models_of(one):
+        rows = [line.row for line in lines_of(one, model) if line.row]
+        for key in varied:
+            runs = runs_of(one, model, {key: 4096})
+            assert sorted(row for run in runs for row in run.rows.values() if row) == sorted(rows)
 
 
 def test_forecasts():

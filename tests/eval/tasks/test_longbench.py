@@ -99,17 +99,21 @@ def test_what_identifies_a_run(data_dir):
     assert task(data_dir, subset="mini").settings["sha256"] != task(data_dir).settings["sha256"]
 
 
-@pytest.mark.parametrize(("tasks", "chat", "longest"), [(("qasper", "lcc"), True, 356), (("lcc",), False, 164)])
-def test_longest(data_dir, tasks, chat, longest):
-    assert task(data_dir, tasks=tasks, chat=chat, length=100).longest == longest
+@pytest.mark.parametrize(
+    ("tasks", "settings", "longest"),
+    [(("qasper", "lcc"), {}, 356), (("qasper", "lcc"), {"chat": False}, 228), (("lcc",), {}, 164)],
+)
+def test_longest(data_dir, tasks, settings, longest):
+    assert task(data_dir, tasks=tasks, length=100, **settings).longest == longest
 
 
 @pytest.mark.parametrize(
-    ("name", "chat", "asked_as_chat"), [("qasper", True, True), ("qasper", False, False), ("trec", True, False)]
+    ("name", "settings", "asked_as_chat"),
+    [("qasper", {}, True), ("qasper", {"chat": False}, False), ("trec", {}, False)],
 )
-def test_the_prompt(data_dir, name, chat, asked_as_chat):
+def test_the_prompt(data_dir, name, settings, asked_as_chat):
     subject = Recording()
-    [first, *_] = (one := task(data_dir, tasks=(name,), chat=chat)).examples()
+    [first, *_] = (one := task(data_dir, tasks=(name,), **settings)).examples()
     generation = one.prepare(first, subject)
     text, was_chat = subject.texts[-1]
     assert was_chat is asked_as_chat

@@ -61,7 +61,7 @@ def test_a_length_in_characters(characters):
         text = subject.texts[-1]
         # A line less at most.
         assert characters - len(FILLER) - 1 <= len(text) <= characters
-    assert PasskeyLength(length=9, characters=characters).longest == characters // 3 + 206
+    assert PasskeyLength(characters=characters).longest == characters // 3 + 206
 
 
 @pytest.mark.parametrize("template", [False, True])

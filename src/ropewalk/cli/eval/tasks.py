@@ -20,7 +20,7 @@ from ropewalk.cli.paths import path
 from ropewalk.eval.tasks.base import Task
 from ropewalk.eval.tasks.settings import OURS, written
 
-# Every run has a seed, for tasks that take one.
+# Of the run, and a setting of the tasks that draw something.
 _SEED = "seed"
 
 
@@ -30,17 +30,27 @@ def command_of(kind: type[Task]) -> Callable[..., None]:
     options = [_option(name, field) for name, field in kind.model_fields.items() if name != _SEED]
     options += [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in of_runs.values()]
 
-    def command(**given: Any) -> None:
+    def command(context: typer.Context, **options: Any) -> None:
+        given = {name: value for name, value in options.items() if _is_given(name, context) or name in of_runs}
         run = RunOptions(**{name: given.pop(name) for name in of_runs})
-        settings = {name: value for name, value in given.items() if value is not None}
-        if _SEED in kind.model_fields:
-            settings[_SEED] = run.seed
-        evaluate(task_of(kind, settings), run)
+        for name in kind.unheeded():
+            if _is_given(name, context):
+                raise UserError(f"--{name} has no effect with {kind.name}: leave it out")
+        if _is_given(_SEED, context):
+            given[_SEED] = run.seed
+        evaluate(task_of(kind, given), run)
 
-    command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
-    command.__annotations__ = {one.name: one.annotation for one in options}
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    command.__signature__ = inspect.Signature([context, *options])  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in (context, *options)}
     command.__doc__ = inspect.getdoc(kind)
     return command
+
+
+def _is_given(name: str, context: typer.Context) -> bool:
+    """Whether a command's option was given. Where it was not, a task has its own default, and nothing to refuse."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def task_of(kind: type[Task], settings: dict[str, Any]) -> Task:
@@ -53,6 +63,8 @@ def task_of(kind: type[Task], settings: dict[str, Any]) -> Task:
         return kind(**settings)
     except ValidationError as error:
         detail = error.errors()[0]
+        if not detail["loc"]:  # of several together
+            raise UserError(detail["msg"]) from error
         name, given = str(detail["loc"][0]), detail["input"]
         option = f"--{name.replace('_', '-')}"
         if choices := get_literal(kind.model_fields[name].annotation):

@@ -155,7 +155,8 @@ def runs_of(one: Experiment, model: str | None, overrides: Mapping[str, Any]) ->
         varied = {key: settings[key] for key in line.settings} | ({"window": window} if window else {})
         name = "-".join(re.sub(r"[^\w.]+", "-", f"{key}-{value}").strip("-") for key, value in varied.items()) or "run"
         run = found.setdefault(name, Run(name=name, settings=settings, trained_window=window, rows={}))
-        run.rows.setdefault(line.method, line.row if known else "")
+        # What made lines of one method two may be one by an override: the paper's figures stay beside it.
+        run.rows[line.method] = run.rows.get(line.method) or (line.row if known else "")
     return list(found.values())
 
 

@@ -7,17 +7,17 @@ import inspect
 import math
 import tomllib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
 from ropewalk.eval.subjects import Passage, Prompt, Subject, batches
-from ropewalk.eval.tasks.settings import refused
+from ropewalk.eval.tasks.settings import no_effect, refused
 from ropewalk.thinking import answer_begins
 from ropewalk.token_counts import MOST_TOKENS
 
@@ -193,6 +193,20 @@ class Task(BaseModel, ABC):
                 raise refused(f"must be at most {MOST_TOKENS}", one)
         return value
 
+    @model_validator(mode="after")
+    def _all_have_effect(self) -> Self:
+        """Whoever gives a setting that changes nothing expects something else than what is run."""
+        for name, why in self.without_effect.items():
+            if name in self.model_fields_set and getattr(self, name) is not None:
+                raise no_effect(name, why)
+        return self
+
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        """Settings that change nothing beside the others, and those that make it so, as options are written: none of
+        the first may be given."""
+        return {}
+
     @classmethod
     def about(cls) -> About | None:
         """What a page says of it; None for general words."""
@@ -204,6 +218,11 @@ class Task(BaseModel, ABC):
         """What was sampled that an example of this name is one of: those of one share a text or a place in it, and
         their scores go together. By default each was sampled by itself."""
         return example
+
+    @classmethod
+    def unheeded(cls) -> tuple[str, ...]:
+        """Options of every run that change nothing of this task's. By default the seed, where it has none."""
+        return () if "seed" in cls.model_fields else ("seed",)
 
     @property
     def longest(self) -> int | None:

@@ -22,6 +22,14 @@ def refused(expected: str, given: object, hint: str = "") -> PydanticCustomError
     return PydanticCustomError(OURS, "{text}", {"text": f"{expected}, got {given!r}{hint}"})
 
 
+def no_effect(name: str, why: str) -> PydanticCustomError:
+    """An error of a setting that was given and changes nothing, beside others as options are written."""
+    option = f"--{name.replace('_', '-')}"
+    return PydanticCustomError(
+        OURS, "{text}", {"text": f"{option} has no effect with {why}: leave it out, or change that"}
+    )
+
+
 def _apart(value: object) -> object:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 

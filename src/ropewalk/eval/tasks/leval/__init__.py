@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
@@ -74,6 +74,10 @@ class LEval(PreparedTask):
             if name in without:
                 raise refused("must have options to choose from, as the mode asks for", name)
         return tasks or tuple(name for name in EXAMS if name not in (*without, "codeU"))
+
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        return {"new_tokens": "--mode options"} if self.mode == "options" else {}
 
     @cached_property
     def _files(self) -> dict[str, bytes]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -82,6 +83,10 @@ class LongBench(PreparedTask):
     new_tokens: NewTokens = None
     data_dir: Path | None = folder_of_data("longbench/full/TASK.jsonl, or longbench/minilongbench/TASK.jsonl")
 
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        return {"chat": f"--tasks {','.join(self.tasks)}"} if {*self.tasks} <= {*_NO_CHAT} else {}
+
     @cached_property
     def _files(self) -> dict[str, bytes]:
         check_installed(self.tasks)
@@ -111,7 +116,8 @@ class LongBench(PreparedTask):
     @property
     def longest(self) -> int:
         answer = self.new_tokens or max(KINDS[task].new_tokens for task in self.tasks)
-        return self.length + answer + (_TEMPLATE if self.chat else 0)
+        is_chat = self.chat and not self.without_effect
+        return self.length + answer + (_TEMPLATE if is_chat else 0)
 
     def examples(self) -> list[Example]:
         return self._examples

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import chain, cycle
 from pathlib import Path
@@ -60,6 +60,10 @@ class Needle(PreparedTask):
     @property
     def found(self) -> dict[str, str]:
         return {"sha256": sha256(self._texts)}
+
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        return {"data_dir": "--text alice"} if self.text == "alice" else {}
 
     @classmethod
     def cluster_of(cls, example: str) -> str:

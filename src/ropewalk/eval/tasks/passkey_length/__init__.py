@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from pydantic import Field
@@ -32,6 +32,10 @@ class PasskeyLength(PreparedTask):
     chat: Chat = False
     new_tokens: NewTokens = None
     seed: int = 0
+
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        return {"length": f"--characters {self.characters}"} if self.characters else {}
 
     @property
     def longest(self) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, pairwise
@@ -57,6 +57,14 @@ def some_windows(tokens: int, length: int, stride: int, longest: int, count: int
     return [Window(end - length, end - stride, end) for end in spread(ends, count)]
 
 
+# Settings that each mode does not ask for: positions are those of a book's first tokens, and as many as are read.
+_IDLE = {
+    "sliding": ("bucket",),
+    "start": ("books", "windows", "bucket"),
+    "positions": ("stride", "windows", "tokens"),
+}
+
+
 class Perplexity(PreparedTask):
     """Perplexity on books, by length or by position (SelfExtend, appendix D.1)."""
 
@@ -94,6 +102,11 @@ class Perplexity(PreparedTask):
         if tokens is not None and max(lengths) > tokens:
             raise refused(f"must be no more than the {tokens} tokens of each book", max(lengths))
         return lengths
+
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        idle = dict.fromkeys(_IDLE[self.mode], f"--mode {self.mode}")
+        return idle | (dict.fromkeys(("data_dir", "books", "seed"), "--text alice") if self.text == "alice" else {})
 
     @cached_property
     def _books(self) -> list[Text]:

@@ -5,7 +5,7 @@ this file."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from itertools import groupby
@@ -42,6 +42,17 @@ class Short(Task):
     new_tokens: NewTokens = None
     data_dir: Path | None = folder_of_data("short/...")
     seed: int = 0
+
+    @classmethod
+    def unheeded(cls) -> tuple[str, ...]:
+        """lm-eval reads each text in one pass."""
+        return (*super().unheeded(), "chunk")
+
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        chosen, why = [BENCHMARKS[task] for task in self.tasks], f"--tasks {','.join(self.tasks)}"
+        idle = {"new_tokens": any(one.in_words for one in chosen), "seed": any(one.shots for one in chosen)}
+        return {name: why for name, is_asked in idle.items() if not is_asked}
 
     @cached_property
     def _loaded(self) -> list[Loaded]:

@@ -26,6 +26,7 @@ class Benchmark:
             The first part is asked, and the second, which may be missing, is what shots are taken from.
         columns: of a file's lines, JSON values or rows of CSV.
         subjects: whether it is a task of lm-eval for each of several.
+        in_words: whether it is answered in words, and not by choices.
     """
 
     shots: int
@@ -33,6 +34,7 @@ class Benchmark:
     files: dict[str, tuple[str, ...]]
     columns: Callable[[Iterable[Any]], Iterator[Question]]
     subjects: bool = False
+    in_words: bool = False
 
     @property
     def asked(self) -> str:
@@ -129,6 +131,10 @@ BENCHMARKS = {
     ),
     "truthfulqa_mc2": Benchmark(0, "truthfulqa", {"validation": ("truthfulqa/TruthfulQA.csv",)}, _truthfulqa),
     "gsm8k": Benchmark(
-        5, "gsm8k", {"test": ("gsm8k/test.jsonl",), "train": ("gsm8k/train.jsonl",)}, _some("question", "answer")
+        5,
+        "gsm8k",
+        {"test": ("gsm8k/test.jsonl",), "train": ("gsm8k/train.jsonl",)},
+        _some("question", "answer"),
+        in_words=True,
     ),
 }
