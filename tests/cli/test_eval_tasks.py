@@ -135,7 +135,7 @@ IDLE = [
 
 @pytest.mark.parametrize(("name", "given", "option", "why"), IDLE)
 def test_what_has_no_effect_is_refused_before_anything_is_read(name, given, option, why, tmp_path):
-    """Also where it is given as its default: whoever gives it expects that it is heeded. The model is not looked for."""
+    """Also where it is given as its default, as whoever gives it expects that it counts. No model is looked for."""
     result = run(name, *given.split(), "--model", tmp_path / "no model", "-o", tmp_path / "out")
     assert result.exit_code == 2
     assert result.stderr.startswith(f"error: {option} has no effect with {why}")

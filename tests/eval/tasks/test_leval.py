@@ -69,6 +69,30 @@ class Reading(Dummy):
         return [[float(self.order.index(words[one.token_ids[-1]][0]))] for one in passages]
 
 
+def test_what_was_sampled(data_dir):
+    """Documents, whichever lines have them; behind one prompt for all, the problems."""
+    shared = {
+        "tpo": ["a lecture", "another", "a lecture"],
+        "sci_fi": ["Mars is wet.", "Mars is dry.", "Mars is wet."],
+        "gsm100": ["Question: 1 + 1\nThe answer is 2\n"] * 3,
+    }
+    for exam, documents in shared.items():
+        [paper, *_] = PAPERS[exam]
+        lines = [json.dumps({**paper, "input": document}) for document in documents]
+        (data_dir / "leval" / "closed" / f"{exam}.jsonl").write_text("\n".join(lines))
+    one = task(data_dir, tasks=tuple(shared))
+    assert {example.name: example.cluster for example in one.examples()} == {
+        "gsm100-0-0": "gsm100-0-0", "gsm100-1-0": "gsm100-1-0", "gsm100-2-0": "gsm100-2-0",
+        "tpo-0-0": "tpo-0", "tpo-1-0": "tpo-1", "tpo-2-0": "tpo-0",
+        "sci_fi-0-0": "sci_fi-0", "sci_fi-0-0-fact": "sci_fi-0", "sci_fi-1-0": "sci_fi-1",
+        "sci_fi-1-0-fact": "sci_fi-1", "sci_fi-2-0": "sci_fi-0", "sci_fi-2-0-fact": "sci_fi-0",
+    }  # fmt: skip
+    # So they are read from rows that do not say.
+    assert [LEval.cluster_of(name) for name in ("tpo-1-2", "sci_fi-3-4-fact")] == ["tpo-1", "sci_fi-3"]
+    assert LEval.cluster_of("somebody's") == "somebody's"
+    assert LEval.cluster_of("gsm100-0-7") != LEval.cluster_of("gsm100-0-8")
+
+
 def task(data_dir, **settings):
     return LEval(**{"data_dir": data_dir, "tasks": tuple(PAPERS), "length": 4000, **settings})
 

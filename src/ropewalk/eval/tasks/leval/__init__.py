@@ -124,18 +124,35 @@ class LEval(PreparedTask):
 
     @classmethod
     def cluster_of(cls, example: str) -> str:
-        """The document, of questions about the real world the one that they come from."""
-        return "-".join(example.split("-")[:2])
+        """The document, of questions about the real world the one that they come from; or, where all questions have one
+        and the same before them, the question."""
+        exam, *numbers = example.split("-")  # of rows that somebody wrote, it may be any name
+        is_fixed = exam in EXAMS and EXAMS[exam].fixed_document
+        return example if is_fixed else "-".join([exam, *numbers[:1]])
+
+    def _clusters(self) -> dict[str, str]:
+        """Of each example; several lines of a file may have one document, which is then that of the first."""
+        first: dict[tuple[str, str], str] = {}
+        found: dict[str, str] = {}
+        for name, question in self._questions.items():
+            its = self.cluster_of(name)
+            if question.document is None:  # the same question, asked before about its document
+                its = found[name.removesuffix("-fact")]
+            elif not EXAMS[question.exam].fixed_document:
+                its = first.setdefault((question.exam, question.document), its)
+            found[name] = its
+        return found
 
     @property
     def longest(self) -> int:
         return self.length + (self.new_tokens if self.mode == "generate" else 0)
 
     def examples(self) -> Iterator[Example]:
+        clusters = self._clusters()
         for name, question in self._questions.items():
             if not self._is_left_out(question):
-                tokens = _ABOUT_TOKENS + len(question.document or "") // _CHARACTERS
-                yield Example(name, min(tokens, self.length), {"task": question.exam}, question)
+                tokens = min(_ABOUT_TOKENS + len(question.document or "") // _CHARACTERS, self.length)
+                yield Example(name, tokens, {"task": question.exam}, question, clusters[name])
 
     def prepare(self, example: Example, subject: Subject) -> Generation | Scoring:
         question: Question = example.about

@@ -25,6 +25,7 @@ class Exam(BaseModel):
         options: answers to choose from; none where there are none.
         keep_tail: of a document that is too long its end is kept, not its beginning.
         stop: ends an answer. A model that continues texts goes on with questions of its own.
+        fixed_document: it is a part of the prompt, the same for all questions: they were sampled, and it was not.
     """
 
     system: str
@@ -32,6 +33,7 @@ class Exam(BaseModel):
     options: tuple[str, ...] = ()
     keep_tail: bool = False
     stop: str | None = None
+    fixed_document: bool = False
 
 
 EXAMS = beside(__file__, Exam)
