@@ -281,6 +281,31 @@ def test_a_run_and_the_same_again(name, examples, scores, data_dir, tmp_path):
         assert "was started with settings" in run(*arguments).stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "count"),
+    [
+        *zip(TASKS, [""] * len(TASKS), [12, 12, 2, 12, 2, 3, 1, 4, 7], strict=True),
+        # 2 of each span of 100 tokens.
+        ("passkey", "--tiled --span 100", 3 * 2 * (1 + 4)),
+        ("perplexity", "--mode positions", 2),
+        ("leval", "--mode generate", 2),
+    ],
+)
+def test_a_page_of_a_part_says_so(name, more, count, data_dir, tmp_path):
+    if name == "short":
+        pytest.importorskip("lm_eval")
+    out, page = tmp_path / "out", tmp_path / "page.html"
+    arguments = [name, "--model", "dummy", *SMALL[name].removesuffix(" --limit 3").split(), *more.split(), "-o", out]
+    arguments += ["--data-dir", data_dir] if name in MADE_UP else []
+    # All the same, if it is all.
+    for limit in (max(1, count - 1), count):
+        result = run(*arguments, "--method", "unmodified", "--limit", limit)
+        assert result.exit_code == 0, result.output
+        assert CliRunner().invoke(app, ["report", str(out), "-o", str(page)]).exit_code == 0
+        part = f"is not finished. Examples so far: unmodified {limit} of {count}. A mean"
+        assert (part in page.with_suffix(".md").read_text()) == (limit < count)
+
+
 def test_nothing_to_ask(data_dir, tmp_path, echo, monkeypatch):
     path = data_dir / "leval" / "closed" / "coursera.jsonl"
     arguments = ["--model", "dummy", "-o", tmp_path / "out"]

@@ -88,11 +88,13 @@ class Config(Origin):
         settings: of the task, as plain data.
         methods: how the model is run, in the words that `methods.parse` takes.
         trained_window: tokens that the model was trained on; None where that was not recorded.
+        examples: of each method, in all, however few a run was limited to; None where that was not recorded.
     """
 
     settings: dict[str, Any]
     methods: tuple[str, ...]
     trained_window: _Tokens | None = None
+    examples: _Whole | None = None
 
     @property
     def complete(self) -> Config:

@@ -47,6 +47,7 @@ def config_of(
         settings=task.settings,
         methods=tuple(method.name for method in methods),
         trained_window=trained_window,
+        examples=sum(1 for _ in task.examples()),
     )
 
 

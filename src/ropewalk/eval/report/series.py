@@ -130,13 +130,17 @@ def counts_of(run: Run) -> dict[str, tuple[int, int]]:
 
 
 def asked_for(run: Run) -> int:
-    """Examples of each method: what the settings ask for or, where that is not known, those of any method."""
+    """Examples of each method, in all: so many as were recorded, else as the settings ask for or, where that is not
+    known, as any method has."""
+    there = len({row.example for row in run.rows})
+    if run.config.examples is not None:
+        return max(run.config.examples, there)
     named = about(run.config.task).examples
     # Not all are there in the settings of other versions.
     given = map(run.config.settings.get, named)
     counts = [len(one) if isinstance(one, list) else one if isinstance(one, int) else 0 for one in given]
     wanted = math.prod(counts) if named else 0
-    return max(wanted, len({row.example for row in run.rows}))
+    return max(wanted, there)
 
 
 def plural(count: int, what: str) -> str:

@@ -148,8 +148,8 @@ class About(BaseModel):
         over: those parts.
         by: what of the cells there is a table for; None for all.
         sampled: what was sampled, where examples share it: "documents" for the questions about some.
-        examples: settings whose numbers, of lists their lengths, multiply to the examples of each method; of none, it
-            is not known.
+        examples: settings whose numbers, of lists their lengths, multiply to the examples of each method, for folders
+            that do not say how many there are; of none, it is not known.
         groups: of its tasks, where it is several, in the order of a table's columns.
         percent: whether its scores, from 0 to 1, are written in percent, as is usual for it.
     """
