@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from ropewalk.eval.methods import of_preset, parse, parse_all
+from ropewalk.eval.methods import Method, of_preset, parse, parse_all
 from ropewalk.eval.scalings import NTK, DynamicNTK, Linear, YaRN
 from ropewalk.eval.subjects import Hashes, Model
 from ropewalk.integrations.transformers import scoring
@@ -47,6 +47,42 @@ def test_a_name_says_all(text, change):
     method = parse(text, 16384, 8192)
     assert method.change == change
     assert parse(method.name, 1, 8192) == method
+
+
+@pytest.mark.parametrize("position_map", [each for kind in MAPS.values() for each in kind.examples()], ids=str)
+def test_what_changes_nothing_keeps_every_distance(position_map):
+    method = Method("some", position_map)
+    tokens = torch.arange(40)
+    kept = position_map.relative_positions(40) == (tokens[:, None] - tokens).clamp(min=-1)
+    found = [length for length in range(1, 41) if method.changes_nothing(length, 64)]
+    assert all(kept[:length, :length].all() for length in found)
+    assert found == list(range(1, len(found) + 1))
+    assert len(found) == 40 or not position_map.is_identity
+
+
+@pytest.mark.parametrize(
+    ("text", "longest", "expected"),
+    [
+        ("selfextend", 20480, True),  # on a trained window of 131072: groups of 1
+        ("self", 20480, True),
+        ("rerope", 20480, True),
+        ("infinite", 131072, True),
+        ("selfextend", 70000, False),
+        ("selfextend(group_size=8, window=1024)", 1024, True),
+        ("selfextend(group_size=8, window=1024)", 1025, False),
+        ("selfextend(group_size=8, window=1024, start=2000)", 2000, True),
+        ("selfextend(group_size=8, window=1024, start=2000)", 2001, False),
+        ("selfextend(group_size=1, window=9, query_scaling='log-n')", 131072, True),
+        ("selfextend(group_size=1, window=9, query_scaling='log-n')", 131073, False),
+        ("selfextend(sliding_window='disable')", 20480, False),
+        ("yarn", 20480, True),
+        ("yarn", 140000, False),
+        ("dynamic-ntk", 20480, True),
+        ("unmodified", 20480, False),
+    ],
+)
+def test_what_changes_nothing(text, longest, expected):
+    assert parse(text, longest, 131072).changes_nothing(longest, 131072) == expected
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,17 @@ def test_methods_are_tried_before_any_is_asked():
     assert tried("selfextend(sliding_window='disable', query_scaling='log-n')", model="mistral-sliding") == []
 
 
+def test_methods_that_change_nothing_are_told_before_any_is_asked():
+    """As of a model whose trained window holds all prompts: what is recommended for them is groups of 1."""
+    [note] = tried("unmodified", "selfextend", "yarn", "selfextend(group_size=8, window=8)", longest=20, window=64)
+    assert note == (
+        "no text has more than 20 tokens, and on a trained window of 64 nothing is changed in those by "
+        "selfextend(group_size=1, window=8), yarn(factor=1.0): expect what unmodified gives"
+    )
+    assert len(tried("rerope(window=64)", longest=None)) == 1
+    assert tried("unmodified", "selfextend(group_size=8, window=8)", longest=20) == []
+
+
 def test_a_method_that_does_not_reach_is_told_before_any_is_asked():
     short = "selfextend(group_size=2, window=8)"
     with pytest.raises(

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from ropewalk.eval.scalings import SCALINGS, RopeScaling
 from ropewalk.maps import MAPS, Identity, PositionMap
+from ropewalk.maps.edges import PAST_QUERY
 from ropewalk.maps.query_scaling import QueryScaling, QueryScalingKind
 from ropewalk.names import did_you_mean, unknown
 from ropewalk.presets import Preset, SlidingWindowChoice, check_sliding_window
@@ -73,6 +74,19 @@ class Method:
             f"method {self.name} reaches {reach} tokens on a trained window of {trained_window} (eq. 4), and the "
             f"longest text with its answer has {longest}"
         )
+
+    def changes_nothing(self, longest: int, trained_window: int) -> bool:
+        """Whether the model reads all texts of up to `longest` tokens as it is: a map whose far keys are farther than
+        those have any, as one that is chosen for texts inside the trained window, or a factor of 1."""
+        change = self.change
+        if change is None or self.sliding_window != "keep" or (self.query_scaling and longest > trained_window):
+            return False
+        if not isinstance(change, PositionMap):
+            return change.factor == 1
+        nearest = change.bands[0]
+        # No query up to the last one sees a key but through the nearest band, and it sees all.
+        sees_all = nearest.is_true and nearest.high == PAST_QUERY and nearest.low(longest - 1) == 0
+        return sees_all or longest <= change.start
 
     def enter(self, model: PreTrainedModel, trained_window: int) -> AbstractContextManager[object]:
         """The model under this method, until the context ends.

@@ -79,7 +79,8 @@ def check(methods: Sequence[Method], subject: Subject, longest: int | None, trai
         longest: tokens of the longest text, its answer included; None where all fit the trained window.
 
     Returns:
-        What whoever runs them should know: methods of a sweep that do not reach that far, whose examples will fail.
+        What whoever runs them should know: methods that change nothing in texts of that length; and methods of a sweep
+        that do not reach that far, whose examples will fail.
 
     Raises:
         ValueError: a method does not take the model, or does not reach the longest text and is in no sweep.
@@ -99,7 +100,14 @@ def check(methods: Sequence[Method], subject: Subject, longest: int | None, trai
         except ValueError as error:
             raise ValueError(f"method {method.name}: {error}") from error
     more = f", and {len(short) - 1} more of a sweep like it" if len(short) > 1 else ""
-    return [f"{problem}{more}: what they do not reach fails" for problem in short[:1]]
+    notes = [f"{problem}{more}: what they do not reach fails" for problem in short[:1]]
+    reach = trained_window if longest is None else longest
+    if idle := [method.name for method in methods if method.changes_nothing(reach, trained_window)]:
+        notes.append(
+            f"no text has more than {reach} tokens, and on a trained window of {trained_window} nothing is changed in "
+            f"those by {', '.join(idle)}: expect what unmodified gives"
+        )
+    return notes
 
 
 def run(

@@ -3,6 +3,7 @@ import base64
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -10,7 +11,7 @@ from made_up import FACTS, SELFEXTEND, SETTINGS, config, found, full, grid, row,
 from markdown_it import MarkdownIt
 
 from ropewalk.eval import report
-from ropewalk.eval.report import tables
+from ropewalk.eval.report import build, tables
 from ropewalk.eval.report.notices import notices
 from ropewalk.eval.report.series import baseline, together
 from ropewalk.eval.results import Results, ResultsError, Run, read
@@ -116,6 +117,20 @@ def test_partial_results():
     ]  # fmt: skip
     values = [row[1].text for row in tables.made_table(partial).rows if row[0].text == "rows"]
     assert values == ["unmodified: 5 of 8", f"{SELFEXTEND}: 0 of 8"]
+
+
+def test_methods_that_changed_nothing():
+    methods = ("unmodified", SELFEXTEND, "selfextend(group_size=1, window=1024)", "somebody's")
+    whole = full(methods, trained_window=8192)
+    for count, names in ((1024, ", ".join(methods[1:3])), (1025, methods[2])):
+        rows = tuple(row.model_copy(update={"prompt_tokens": count}) for row in whole.rows)
+        [section] = build([replace(whole, rows=rows)]).sections
+        assert section.notices == (
+            f"No prompt has more than {count:,} tokens, and nothing is changed in those by {names}: they were read as "
+            "by the unmodified model.",
+        )
+    # Where that is not known, nothing is said.
+    assert build([whole]).sections[0].notices == ()
 
 
 def test_failed_examples():

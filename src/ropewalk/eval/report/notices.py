@@ -18,6 +18,7 @@ def notices(runs: Sequence[Run], series: Sequence[Series]) -> list[str]:
         *_different(runs),
         *_unfinished(runs),
         *_failed(series),
+        *_as_unmodified(series),
         *_not_compared(series),
     ]
 
@@ -75,6 +76,21 @@ def _failed(series: Sequence[Series]) -> Iterator[str]:
     if failed:
         total = sum(len(one.rows) for one in series)
         yield f"{failed} of {total} examples failed: they have no score, and no mean counts them."
+
+
+def _as_unmodified(series: Sequence[Series]) -> Iterator[str]:
+    """Of methods that this version knows."""
+    found: dict[int, list[str]] = {}
+    for one in series:
+        counts = [row.prompt_tokens for row in one.rows if row.prompt_tokens is not None]
+        window = one.run.config.trained_window
+        if counts and window and one.known is not None and one.known.changes_nothing(max(counts), window):
+            found.setdefault(max(counts), []).append(one.label)
+    for longest, labels in found.items():
+        yield (
+            f"No prompt has more than {longest:,} tokens, and nothing is changed in those by {', '.join(labels)}: they "
+            "were read as by the unmodified model."
+        )
 
 
 def _not_compared(series: Sequence[Series]) -> Iterator[str]:

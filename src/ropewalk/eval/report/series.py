@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from ropewalk.eval.methods import UNMODIFIED, Change, parse
+from ropewalk.eval.methods import UNMODIFIED, Change, Method, parse
 from ropewalk.eval.results import Row, Run, known_to_differ
 from ropewalk.eval.tasks import about
 from ropewalk.files import printable
@@ -35,12 +35,17 @@ class Series:
         return tuple(row for row in self.run.rows if row.method == self.method)
 
     @cached_property
-    def change(self) -> Change | None:
-        """What the method does to the model; None for nothing, and for what this version does not know."""
+    def known(self) -> Method | None:
+        """The method; None for what this version does not know."""
         try:
-            return parse(self.method, 1, 1).change
+            return parse(self.method, 1, 2)  # a window that has a logarithm
         except ValueError:
             return None
+
+    @property
+    def change(self) -> Change | None:
+        """What the method does to the model; None for nothing, and for what this version does not know."""
+        return None if self.known is None else self.known.change
 
     @property
     def apart(self) -> str:
