@@ -20,26 +20,38 @@ from ropewalk.testing.saved import tiny_tokenizer
 # As of DeepSeek-R1-Distill since February 2025, and before: then the model began its thoughts itself.
 OPEN = "{{ messages[0]['content'] }}<|A|>{% if add_generation_prompt %}<think>\n{% endif %}"
 CLOSED = "{{ messages[0]['content'] }}<|A|>"
-MARKS = ["<think>", "</think>", "<|A|>"]
 
 
-def tokenizer(template):
-    """Whose marks are tokens of their own that are not special, as those of the models."""
+# What a tokenizer takes the marks of a thought for, which a decoded text then holds or not: ordinary tokens, as those
+# of DeepSeek-R1 and Qwen 3 do; special ones; only the second; letters.
+KINDS = {"ordinary": ([], ["<think>", "</think>"]), "special": (["<think>", "</think>"], []),
+         "half": (["</think>"], ["<think>"]), "letters": ([], [])}  # fmt: skip
+
+
+def tokenizer(template, marks="ordinary"):
+    """With the marks of a thought of one of `KINDS`."""
     made = tiny_tokenizer()
-    made.add_tokens(MARKS)
+    special, ordinary = KINDS[marks]
+    made.add_tokens(["<|A|>", *ordinary])
+    made.add_tokens(special, special_tokens=True)
+    # Signs that the marks may be written with.
+    made.add_tokens(["<", "/", "#"])
     made.chat_template = template
     return made
 
 
-def saying(monkeypatch, template, text):
+def saying(monkeypatch, template, text, marks="ordinary"):
     """A model with this chat template that says this, as far as what ends an answer lets it."""
 
     def answer(model, tokenizer, prompts, *, stop, **options):
-        said = text if stop is None else text.partition(stop)[0]
-        return [generation.Answer(said, (), len(one), 0.0, 0.0, True) for one in prompts]
+        ids = tokenizer(text)["input_ids"]
+        said = generation._decode(tokenizer, ids)
+        said = said if stop is None else said.partition(stop)[0]
+        return [generation.Answer(said, tuple(ids), len(one), 0.0, 0.0, True) for one in prompts]
 
     monkeypatch.setattr(generation, "generate_batch", answer)
-    return Model(LoadedModel(Source("tiny", ""), tiny_model("llama"), tokenizer(template)), 64, Hashes("hash"))
+    made = tokenizer(template, marks)
+    return Model(LoadedModel(Source("tiny", ""), tiny_model("llama"), made), 64, Hashes("hash"))
 
 
 @pytest.fixture
@@ -79,15 +91,16 @@ def test_every_task_that_answers_in_words_has_room_for_thoughts():
     assert all(UNFINISHED in metrics_of(name) for name in THINKING)
 
 
+@pytest.mark.parametrize("marks", KINDS)
 @pytest.mark.parametrize("name", THINKING)
 @pytest.mark.parametrize(
     ("template", "before"),
     [(OPEN, "Is it A?\nNo, 9.\n</think>\n\n"), (CLOSED, "<think>\nIs it A?\n\nNo, 9.\n</think>\n\n")],
 )
-def test_a_thought_is_no_answer(monkeypatch, data_dir, name, template, before):
+def test_a_thought_is_no_answer(monkeypatch, data_dir, name, template, before, marks):
     one, example, right = asked(name, data_dir)
     for output, score in ((before + right, 1.0), (f"{before.replace('9', right)}Z", 0.0)):
-        [outcome] = one.outcomes([example], saying(monkeypatch, template, output))
+        [outcome] = one.outcomes([example], saying(monkeypatch, template, output, marks))
         assert outcome.output == output
         assert outcome.scores.pop(UNFINISHED) == 0.0
         assert set(outcome.scores.values()) == {score}
@@ -102,24 +115,27 @@ def test_without_a_thought_there_is_no_such_score(monkeypatch, data_dir, name):
     assert UNFINISHED not in outcome.scores
 
 
+@pytest.mark.parametrize("marks", KINDS)
 @pytest.mark.parametrize("name", THINKING)
 @pytest.mark.parametrize(("template", "before"), [(OPEN, ""), (CLOSED, "<think>\n")])
-def test_a_thought_without_an_end_is_wrong(monkeypatch, data_dir, name, template, before):
+def test_a_thought_without_an_end_is_wrong(monkeypatch, data_dir, name, template, before, marks):
     one, example, right = asked(name, data_dir)
-    [outcome] = one.outcomes([example], saying(monkeypatch, template, f"{before}It may be {right}. Or"))
+    [outcome] = one.outcomes([example], saying(monkeypatch, template, f"{before}It may be {right}. Or", marks))
     assert outcome.scores.pop(UNFINISHED) == 1.0
     assert set(outcome.scores.values()) == {0.0}
     assert outcome.output == f"{before}It may be {right}. Or"
 
 
-def test_what_ends_an_answer_does_not_end_a_thought(monkeypatch, data_dir):
+@pytest.mark.parametrize("marks", ["ordinary", "special"])
+@pytest.mark.parametrize(("template", "before"), [(OPEN, ""), (CLOSED, "<think>")])
+def test_what_ends_an_answer_does_not_end_a_thought(monkeypatch, data_dir, template, before, marks):
     """The stop of solved problems, which a model may well write while it thinks."""
     line = {"input": "1 + 1", "instructions": ["2 + 2"], "outputs": ["4"]}
     (data_dir / "leval/closed/gsm100.jsonl").write_text(json.dumps(line))
     one = TASKS["leval"](data_dir=data_dir, tasks=("gsm100",))
     [example] = one.examples()
-    said = "So\n\nQuestion: 2 + 2\n</think>\n\nThe answer is 4\n\nQuestion: 5 + 5\nThe answer is 10"
-    [outcome] = one.outcomes([example], saying(monkeypatch, OPEN, said))
+    said = f"{before}So\n\nQuestion: 2 and 2\n</think>\n\nThe answer is 4\n\nQuestion: 5 and 5\nThe answer is 10"
+    [outcome] = one.outcomes([example], saying(monkeypatch, template, said, marks))
     assert outcome.scores == {"exact_match": 1.0, UNFINISHED: 0.0}
     assert outcome.output == said
 

@@ -8,11 +8,12 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from ropewalk.thinking import begun
+from ropewalk.thinking import BEGIN, END, begun
 
 if TYPE_CHECKING:
     from ropewalk.eval.methods import Method
@@ -126,10 +127,26 @@ class Model:
         return begun(str(self.loaded.tokenizer.decode(list(prompt.token_ids[-_TAIL:]))))
 
     def answers(self, prompts: Sequence[Prompt]) -> list[str]:
-        """With their thoughts. A thought that the prompt has begun is not ended by what ends an answer."""
-        asked = [replace(one, stop=None) if one.stop and self.in_thought(one) else one for one in prompts]
+        """With their thoughts. A thought is not ended by what ends an answer."""
+        thinks = len(self._marks) > 0
+        asked = [replace(one, stop=None) if one.stop and (thinks or self.in_thought(one)) else one for one in prompts]
         alike = batches(asked, self._rows, lambda one: (one.new_tokens, one.stop))
-        return [answer.text for batch in alike for answer in self._generate(batch)]
+        return [self._with_marks(answer) for batch in alike for answer in self._generate(batch)]
+
+    @cached_property
+    def _marks(self) -> dict[int, str]:
+        """Around a thought, where the tokenizer has tokens for them: by those."""
+        tokenizer = self.loaded.tokenizer
+        known: list[tuple[Any, str]] = [(tokenizer.convert_tokens_to_ids(mark), mark) for mark in (BEGIN, END)]
+        return {token: mark for token, mark in known if token not in (None, tokenizer.unk_token_id)}
+
+    def _with_marks(self, answer: Answer) -> str:
+        """Its text, with marks that the tokenizer takes for special tokens, which are not part of a text."""
+        lost = {token: mark for token, mark in self._marks.items() if not self.decode([token])}
+        if not lost.keys() & {*answer.token_ids}:
+            return answer.text
+        parts = groupby(answer.token_ids, lambda token: lost.get(token, ""))
+        return "".join(mark * len([*its]) if mark else self.decode([*its]) for mark, its in parts)
 
     def log_likelihoods(self, passages: Sequence[Passage]) -> list[list[float]]:
         """Of each passage, the natural logarithm of the probability of each scored token, given all before it."""
