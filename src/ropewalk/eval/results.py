@@ -243,7 +243,7 @@ class Results:
         rows = sorted(self._folder.glob(_ROWS))
         path = self._folder / _CONFIG
         if path.exists():
-            _check_same(read_config(self._folder).complete, config.complete, self._folder)
+            check_same(read_config(self._folder), config, self._folder)
         elif rows:
             raise ResultsError(f"{self._folder} holds {rows[0].name} without a {_CONFIG}: name another folder")
         else:
@@ -378,8 +378,11 @@ def known_to_differ(old: Any, new: Any, name: str) -> bool:
     return bool(its != others and None not in (its, others))
 
 
-def _check_same(started: Config, wanted: Config, folder: Path) -> None:
-    for name in Config.model_fields:
+def check_same(started: Config, wanted: Config, folder: Path) -> None:
+    """Raises ResultsError: the folder was started with something else."""
+    started, wanted = started.complete, wanted.complete
+    # The version may be that of a setting, which is then what differs.
+    for name in sorted(Config.model_fields, key="version".__eq__):
         if known_to_differ(started, wanted, name):
             old, new = getattr(started, name), getattr(wanted, name)
             raise ResultsError(

@@ -17,9 +17,9 @@ from pydantic import ValidationError
 from ropewalk.eval.commit import commit_of
 from ropewalk.eval.messages import in_one_line
 from ropewalk.eval.methods import Method
-from ropewalk.eval.results import Config, Facts, Results, Row
+from ropewalk.eval.results import Config, Facts, Results, Row, Run
 from ropewalk.eval.subjects import Subject
-from ropewalk.eval.tasks.base import Example, Outcome, Task, spread
+from ropewalk.eval.tasks.base import Example, Outcome, PreparedTask, Task, spread
 
 # Called after each example with its row, and the examples done and to be done in all.
 OnRow = Callable[[Row, int, int], None]
@@ -148,6 +148,37 @@ def run(
     counts = Counter((row.method, row.error) for row in failed)
     failures = [(first[kind], count) for kind, count in counts.most_common()]
     return Counts(before, done - before - len(failed), len(failed), failures)
+
+
+def rescore(task: Task, run: Run, subject: Subject, facts: Facts) -> list[Row]:
+    """The rows of a run with the scores that the task now gives to their outputs; nothing is asked. Those that failed
+    are left out.
+
+    Args:
+        run: of the same settings, under another version of the task or the same.
+        facts: of this process. The rows keep theirs, which say where they were computed; beside it, by what they were
+            scored again.
+
+    Raises:
+        ValueError: a row does not keep what its score is of, or the task now asks something else: ask again.
+    """
+    if not isinstance(task, PreparedTask):
+        raise ValueError(f"the scores of {task.name} are not of the rows alone: ask again")
+    examples = {example.name: example for example in task.examples()}
+    rows = []
+    for row in run.rows:
+        if row.error is not None:
+            continue
+        if (example := examples.get(row.example)) is None:
+            raise ValueError(f"{row.example} of {run.folder} is no example of {task.name} any more: ask again")
+        its = task.again(example, row.output or "", subject)
+        if (its.prompt_tokens, its.target, example.cell) != (row.prompt_tokens, row.target, row.cell):
+            raise ValueError(f"{row.example} of {run.folder} was asked otherwise than {task.name} does now: ask again")
+        commit = f"{row.facts.commit}, scored again by {facts.commit}"
+        since = row.facts.model_copy(update={"version": task.version, "commit": commit})
+        cluster = example.cluster or task.cluster_of(example.name)
+        rows.append(row.model_copy(update={"scores": its.scores, "cluster": cluster, "facts": since}))
+    return rows
 
 
 def _rows(task: Task, method: Method, examples: Sequence[Example], subject: Subject, facts: Facts) -> Iterator[Row]:

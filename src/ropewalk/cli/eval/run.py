@@ -87,6 +87,15 @@ class RunOptions:
         int | None,
         _option(min=1, max=_MOST_PROCESSES, help="Processes that share the examples. \\[default: one a GPU]"),
     ] = None
+    rescore: Annotated[
+        Path | None,
+        _option(
+            "--rescore",
+            parser=path,
+            metavar="DIR",
+            help="Score the answers of this folder again, without asking anything: after a change of a task's scores.",
+        ),
+    ] = None
     model: ModelOption = None
     trained_window: TrainedWindowOption = None
     dtype: DtypeOption = "auto"
@@ -106,6 +115,9 @@ def evaluate(task: Task, run: RunOptions) -> None:
     Raises:
         Exit: every example failed, or the processes have ended.
     """
+    if run.rescore is not None:
+        _rescore(task, run, run.rescore)
+        return
     ask = prepared(task, run)
     with sharing(run) as share:
         counts = ask(share)
@@ -127,8 +139,7 @@ def prepared(task: Task, run: RunOptions) -> Callable[[Share], Counts]:
     check_tokens("--chunk", run.chunk)
     if run.trained_window is not None:
         check_tokens("--trained-window", run.trained_window)
-    if run.output.exists() and not run.output.is_dir():
-        raise UserError(f"--output must be a folder, and {str(run.output)!r} is none")
+    _check_output(run.output)
     try:
         ways.parse_all(run.methods, 1, 8192)  # a mistyped one is found before anything is loaded
         load = _loader(run, preset)
@@ -164,6 +175,41 @@ def _ask(
         raise UserError(str(error)) from error
     _say(counts, run.output, share)
     return counts
+
+
+def _check_output(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output must be a folder, and {str(folder)!r} is none")
+
+
+def _rescore(task: Task, run: RunOptions, folder: Path) -> None:
+    """All rows of a folder with new scores, into another one.
+
+    Raises:
+        UserError: the folder cannot be read, is of other settings, or what it holds cannot be scored again.
+    """
+    from ropewalk.eval import results, runner
+
+    model_options.check(run.dtype, run.device)
+    _check_output(run.output)
+    try:
+        old = results.read(folder)
+        load = _loader(run, None)
+        with model_options.running(run.verbose):
+            task.read()
+            subject, window = load()
+            task.measure(subject)
+            config = runner.config_of(task, [], subject, old.config.seed, window)
+            config = config.model_copy(update={"methods": old.config.methods})
+            results.check_same(old.config.model_copy(update={"version": config.version}), config, folder)
+            rows = runner.rescore(task, old, subject, runner.facts_of(task, subject, old.config.seed))
+            with results.Results(run.output, config) as there:
+                for row in rows:
+                    if row.key not in there.done:
+                        there.add(row)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    print(f"{len(rows)} answers scored again: {shown(run.output)}")
 
 
 def _tell(notes: Iterable[str]) -> None:

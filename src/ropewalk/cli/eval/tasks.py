@@ -22,6 +22,8 @@ from ropewalk.eval.tasks.settings import OURS, written
 
 # Of the run, and a setting of the tasks that draw something.
 _SEED = "seed"
+# Of the run, about how and what the model is asked.
+_OF_ASKING = ("method", "preset", "limit", "batch_size", "chunk", "processes")
 
 
 def command_of(kind: type[Task]) -> Callable[..., None]:
@@ -33,6 +35,13 @@ def command_of(kind: type[Task]) -> Callable[..., None]:
     def command(context: typer.Context, **options: Any) -> None:
         given = {name: value for name, value in options.items() if _is_given(name, context) or name in of_runs}
         run = RunOptions(**{name: given.pop(name) for name in of_runs})
+        if run.rescore is not None:
+            if run.output.exists() and run.output.samefile(run.rescore):
+                raise UserError(f"--output must be another folder than that of --rescore, got {str(run.output)!r}")
+            for name in _OF_ASKING:
+                if _is_given(name, context):
+                    option = f"--{name.replace('_', '-')}"
+                    raise UserError(f"{option} has no effect with --rescore, which asks nothing: leave it out")
         for name in kind.unheeded():
             if _is_given(name, context):
                 raise UserError(f"--{name} has no effect with {kind.name}: leave it out")

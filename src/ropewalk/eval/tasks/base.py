@@ -181,7 +181,6 @@ class Task(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, ignored_types=(cached_property,))
 
     name: ClassVar[str]
-    version: ClassVar[int] = 1
     metrics: ClassVar[dict[str, Metric]]
 
     @field_validator("*")
@@ -212,6 +211,11 @@ class Task(BaseModel, ABC):
         """What a page says of it; None for general words."""
         path = Path(inspect.getfile(cls)).with_name("about.toml")
         return About(**tomllib.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+    @property
+    def version(self) -> int:
+        """Another one where, with these settings, its examples ask or its scores say something else."""
+        return 1
 
     @classmethod
     def cluster_of(cls, example: str) -> str:
@@ -280,6 +284,19 @@ class PreparedTask(Task):
     @abstractmethod
     def prepare(self, example: Example, subject: Subject) -> Generation | Scoring:
         """Writes the example out in the subject's tokens. All examples of a task are of one kind."""
+
+    def again(self, example: Example, output: str, subject: Subject) -> Outcome:
+        """What an output that was recorded is worth, without asking: as after a change of the scores.
+
+        Raises:
+            ValueError: it is no answer in words, of which nothing else is needed.
+        """
+        its = self.prepare(example, subject)
+        if not isinstance(its, Generation):
+            raise ValueError(
+                f"{self.name} scores likelihoods with these settings, and rows do not keep those: ask again"
+            )
+        return its.outcome(output, subject.in_thought(its.prompt))
 
     def outcomes(self, examples: Sequence[Example], subject: Subject) -> list[Outcome]:
         prepared = [self.prepare(example, subject) for example in examples]

@@ -43,7 +43,6 @@ class LEval(PreparedTask):
     """L-Eval's exams, questions about long documents (SelfExtend, table 3)."""
 
     name = "leval"
-    version = 2
     metrics: ClassVar = {
         "exact_match": Metric("exact match"),
         "accuracy": Metric("accuracy"),
@@ -74,6 +73,11 @@ class LEval(PreparedTask):
             if name in without:
                 raise refused("must have options to choose from, as the mode asks for", name)
         return tasks or tuple(name for name in EXAMS if name not in (*without, "codeU"))
+
+    @property
+    def version(self) -> int:
+        """Version 2 scores answers in words otherwise, and nothing else."""
+        return 2 if self.mode == "generate" else 1
 
     @property
     def without_effect(self) -> Mapping[str, str]:
