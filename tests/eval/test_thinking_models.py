@@ -172,6 +172,10 @@ def test_rows_and_page_of_a_model_that_never_ends_its_thought(folder, tmp_path):
     assert any(row.scores[UNFINISHED] for row in rows)
     assert run("report", tmp_path / "out", "-o", tmp_path / "page.html").exit_code == 0
     assert "houghts without an end" in (tmp_path / "page.md").read_text()
+    # Scored again, each begins inside a thought as well.
+    result = run(*asked[:-4], "--rescore", tmp_path / "out", "-o", tmp_path / "scored")
+    assert result.exit_code == 0, result.output
+    assert [(row.key, row.scores) for row in read(tmp_path / "scored").rows] == [(row.key, row.scores) for row in rows]
     again = run(*asked, "--new-tokens", "10")
     assert again.exit_code == 2
     assert "was started with settings" in again.stderr
