@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,9 +15,16 @@ import typer
 from rich.console import Console
 from rich.table import Table as Shown
 
-from ropewalk.cli.errors import UserError
+from ropewalk.cli.errors import UserError, did_you_mean
 from ropewalk.cli.eval.run import MANY, RunOptions, prepared, sharing
-from ropewalk.cli.model_options import DeviceOption, DtypeOption, ModelOption, TrustRemoteCodeOption, VerboseOption
+from ropewalk.cli.model_options import (
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    TrainedWindowOption,
+    TrustRemoteCodeOption,
+    VerboseOption,
+)
 from ropewalk.cli.paths import path
 from ropewalk.cli.token_options import token_option
 from ropewalk.files import replacing
@@ -27,6 +37,7 @@ if TYPE_CHECKING:
 
 _LIST = "list"
 _COMPARISON = "comparison.md"
+_DATA = "data_dir"
 _GATED = (
     "Models of meta-llama and some others are gated: ask for access on their pages, and give your token by 'hf auth "
     "login' or in HF_TOKEN."
@@ -56,6 +67,7 @@ def command(
     processes: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Processes that share the examples. \\[default: one a GPU]")
     ] = None,
+    trained_window: TrainedWindowOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     trust_remote_code: TrustRemoteCodeOption = False,
@@ -75,31 +87,85 @@ def command(
         one = reproduce.experiment(name)
     except ValueError as error:
         raise UserError(str(error)) from error
-    if one.instead:
-        print(f"{one.title}: nothing is measured there, and this shows the same:\n  {one.instead}")
+    if not one.is_measured:
+        _show(one)
         return
     folder = output or Path(name.replace("/", "-"))
     overrides = dict(map(_setting, changes or []))
     runs = reproduce.runs_of(one, model, overrides)
     common = RunOptions(
         output=folder, method=None, limit=limit, batch_size=batch_size, chunk=chunk, processes=processes, model=model,
-        dtype=dtype, device=device, trust_remote_code=trust_remote_code, verbose=verbose,
+        trained_window=trained_window, dtype=dtype, device=device, trust_remote_code=trust_remote_code, verbose=verbose,
     )  # fmt: skip
-    asked = [prepared(_task(one, run, data_dir), _options(common, run)) for run in runs]
-    if not any(row for run in runs for row in run.rows.values()):
-        print(f"note: {_not_the_papers(one, model)}", file=sys.stderr)
-    try:
-        with sharing(common) as share:
-            counts = [ask(share) for ask in asked]
-            if share.count > 1:
-                return
-    except typer.Exit as ended:
-        if ended.exit_code == 0:
-            _compare(name, one, runs, folder, overrides, limit)
-        raise
-    _compare(name, one, runs, folder, overrides, limit)
+    _check_page(name, folder)
+    with _errors_of_here(one, model):
+        tasks = [_task(one, run, data_dir) for run in runs]
+        ask = prepared([(task, _options(common, run, task)) for task, run in zip(tasks, runs, strict=True)])
+        if not any(row for run in runs for row in run.rows.values()):
+            print(f"note: {_not_the_papers(one, model)}", file=sys.stderr)
+        try:
+            with sharing(common) as share:
+                counts = ask(share)
+                if share.count > 1:
+                    return
+        except typer.Exit as ended:
+            if ended.exit_code == 0:
+                _compare(name, one, runs, tasks, folder, overrides)
+            raise
+    _compare(name, one, runs, tasks, folder, overrides)
     if any(each.failed for each in counts) and not any(each.done for each in counts):
         raise typer.Exit(3)
+
+
+def _show(one: Experiment) -> None:
+    """What a figure shows that measures nothing."""
+    from ropewalk.cli import app
+    from ropewalk.cli.eval.tasks import task_of
+    from ropewalk.eval.reproduce import first_prompt
+    from ropewalk.eval.tasks import TASKS
+
+    if one.instead:
+        print(f"{one.title}. Nothing is measured; by '{one.instead}':\n", flush=True)
+        app(one.instead.split()[1:])
+        return
+    prompt, right = first_prompt(task_of(TASKS[one.task], dict(one.settings)))
+    print(f"{one.title}. Nothing is measured; of {len(prompt):,} letters, with the answer {right}:\n\n{prompt}")
+
+
+def _check_page(name: str, folder: Path) -> None:
+    """Raises UserError: the comparison could not be written, or would be in the place of something else."""
+    page = folder / _COMPARISON
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output must be a folder, and {written(folder)!r} is none")
+    if page.exists() and not (page.is_file() and page.read_bytes().startswith(f"**{name}: ".encode())):
+        raise UserError(f"{written(page)} is no comparison of {name}: name another folder with --output")
+
+
+@contextmanager
+def _errors_of_here(one: Experiment, model: str | None) -> Iterator[None]:
+    """Errors made for `ropewalk eval` say what can be done here, where settings of the task are given by --set, and
+    methods are the paper's."""
+    from ropewalk.eval.runner import MethodError
+    from ropewalk.eval.tasks import TASKS
+    from ropewalk.integrations.transformers.sources import ModelError
+
+    settings = TASKS[one.task].model_fields.keys() - {_DATA}
+    try:
+        yield
+    except UserError as error:
+        message = re.sub(
+            r"--([a-z]+(?:-[a-z]+)*)\b",
+            lambda found: f"--set {found[1]}" if found[1].replace("-", "_") in settings else found[0],
+            str(error),
+        )
+        if isinstance(cause := error.__cause__, MethodError):
+            message = (
+                f"{cause.problem}: the methods here are the paper's; give other "
+                f"lengths by --set, or methods of your own to 'ropewalk eval {one.task} --method'"
+            )
+        elif isinstance(cause, ModelError) and model is not None and not Path(model).exists():
+            message += f". {_GATED}"
+        raise UserError(message) from error
 
 
 def _setting(text: str) -> tuple[str, str]:
@@ -115,16 +181,26 @@ def _task(one: Experiment, run: Run, data_dir: Path | None) -> Task:
 
     kind = TASKS[one.task]
     settings: dict[str, Any] = dict(run.settings)
+    known = [key for key in kind.model_fields if key != _DATA]
     for key in settings:
-        if key not in kind.model_fields or key == "data_dir":
-            raise UserError(f"--set: {one.task} has no setting {key!r}. It has {', '.join(kind.model_fields)}")
-    if data_dir is not None and "data_dir" in kind.model_fields:
-        settings["data_dir"] = data_dir
+        if key == _DATA:
+            raise UserError("--set: the folder of data sets is given by --data-dir")
+        if key not in known:
+            hint = did_you_mean(key, known)
+            raise UserError(f"--set: {one.task} has no setting {key!r}.{hint} It has {', '.join(known)}")
+    if data_dir is not None and _DATA in kind.model_fields:
+        settings[_DATA] = data_dir
     return task_of(kind, settings)
 
 
-def _options(common: RunOptions, run: Run) -> RunOptions:
-    return replace(common, output=common.output / run.name, method=list(run.rows), trained_window=run.trained_window)
+def _options(common: RunOptions, run: Run, task: Task) -> RunOptions:
+    return replace(
+        common,
+        output=common.output / run.name,
+        method=list(run.rows),
+        trained_window=common.trained_window or run.trained_window,
+        seed=getattr(task, "seed", 0),
+    )
 
 
 def _not_the_papers(one: Experiment, model: str | None) -> str:
@@ -139,18 +215,16 @@ def _not_the_papers(one: Experiment, model: str | None) -> str:
 
 
 def _compare(
-    name: str, one: Experiment, runs: list[Run], folder: Path, overrides: dict[str, str], limit: int | None
+    name: str, one: Experiment, runs: list[Run], tasks: list[Task], folder: Path, overrides: dict[str, str]
 ) -> None:
     """Prints the tables, and writes them as Markdown."""
     from ropewalk.eval import results
     from ropewalk.eval.report import markdown_table
     from ropewalk.eval.reproduce.comparison import comparison
 
-    departures = [f"{key} is {value}" for key, value in overrides.items()]
-    if limit is not None:
-        departures.append(f"{limit} examples of each method")
     done = [(run, results.read(folder / run.name)) for run in runs]
-    tables = comparison(name, one, done, [*departures, *one.unknown])
+    counts = {run.name: sum(1 for _ in task.examples()) for run, task in zip(runs, tasks, strict=True)}
+    tables = comparison(name, one, done, [f"{key} is {value}" for key, value in overrides.items()], counts)
     if not tables:
         print("note: there is nothing to compare, as no example was answered", file=sys.stderr)
         return
@@ -174,12 +248,17 @@ def _print(table: Table) -> None:
 
 
 def _show_all() -> None:
-    from ropewalk.eval.reproduce import experiments, forecast, models_of
+    from ropewalk.eval.reproduce import experiments, forecast, models_of, names, not_run
 
-    for name, one in experiments().items():
+    for name in names():
+        if name in not_run():
+            print(f"{name}: not run: {not_run()[name]}")
+            continue
+        one = experiments()[name]
         print(f"{name}: {one.title}")
-        if one.instead:
-            print(f"    nothing is measured there; the same is shown by: {one.instead}")
+        if not one.is_measured:
+            shown = one.instead or f"ropewalk reproduce {name}"
+            print(f"    nothing is measured; it is shown by: {shown}")
         for model in models_of(one):
             cost = forecast(one, model)
             told = "" if cost is None else f", about {cost[0]:.1f} h on one H100, {cost[1]:.0f} GiB"

@@ -239,14 +239,8 @@ class Results:
             raise
 
     def _start(self, config: Config) -> None:
-        # Looked for first: another process that shares the run writes its rows after the configuration.
-        rows = sorted(self._folder.glob(_ROWS))
-        path = self._folder / _CONFIG
-        if path.exists():
-            check_same(read_config(self._folder), config, self._folder)
-        elif rows:
-            raise ResultsError(f"{self._folder} holds {rows[0].name} without a {_CONFIG}: name another folder")
-        else:
+        check(self._folder, config)
+        if not (path := self._folder / _CONFIG).exists():
             _write(path, config)
         self._cut_half_a_line()
         there = _read(self._folder, config)
@@ -283,6 +277,20 @@ class Results:
             if len(whole) < len(written):
                 with self._rows.open("r+b") as file:
                     file.truncate(len(whole))
+
+
+def check(folder: Path, config: Config) -> None:
+    """Looks whether a run can be started in a folder, or gone on with. Nothing is written.
+
+    Raises:
+        ResultsError: the folder holds another run, or something else.
+    """
+    # Looked for first: another process that shares the run writes its rows after the configuration.
+    rows = sorted(folder.glob(_ROWS))
+    if (folder / _CONFIG).exists():
+        check_same(read_config(folder), config, folder)
+    elif rows:
+        raise ResultsError(f"{folder} holds {rows[0].name} without a {_CONFIG}: name another folder")
 
 
 def read(folder: Path) -> Run:

@@ -39,6 +39,18 @@ class Counts:
     failures: list[tuple[Row, int]] = field(default_factory=list)
 
 
+class MethodError(ValueError):
+    """A method that cannot be run, in one line for users.
+
+    Attributes:
+        problem: what is wrong, without what can be done where methods can be chosen.
+    """
+
+    def __init__(self, problem: str, otherwise: str = "") -> None:
+        super().__init__(f"{problem}: {otherwise}" if otherwise else problem)
+        self.problem = problem
+
+
 def config_of(
     task: Task, methods: Sequence[Method], subject: Subject, seed: int, trained_window: int | None = None
 ) -> Config:
@@ -83,22 +95,23 @@ def check(methods: Sequence[Method], subject: Subject, longest: int | None, trai
         that do not reach that far, whose examples will fail.
 
     Raises:
-        ValueError: a method does not take the model, or does not reach the longest text and is in no sweep.
+        MethodError: a method does not take the model, or does not reach the longest text and is in no sweep.
     """
     short = []
     for method in methods:
         problem = "" if longest is None else method.falls_short(longest, trained_window)
         if problem and not method.swept:
-            raise ValueError(
-                f"{problem}: choose other parameters or shorter texts, or write a set, such as {{4}} for 4, to have "
-                "what it does not reach fail"
+            raise MethodError(
+                problem,
+                "choose other parameters or shorter texts, or write a set, such as {4} for 4, to have what it does not "
+                "reach fail",
             )
         short += [problem] if problem else []
         try:
             with subject.under(method):
                 pass
         except ValueError as error:
-            raise ValueError(f"method {method.name}: {error}") from error
+            raise MethodError(f"method {method.name}: {error}") from error
     more = f", and {len(short) - 1} more of a sweep like it" if len(short) > 1 else ""
     notes = [f"{problem}{more}: what they do not reach fails" for problem in short[:1]]
     reach = trained_window if longest is None else longest

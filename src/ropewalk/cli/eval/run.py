@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,9 +33,12 @@ from ropewalk.eval.share import ALL, Share
 from ropewalk.files import printable, shown
 
 if TYPE_CHECKING:
+    from ropewalk.eval.methods import Method
+    from ropewalk.eval.results import Config, Results
     from ropewalk.eval.runner import Counts, OnRow
-    from ropewalk.eval.subjects import Subject
+    from ropewalk.eval.subjects import Hashes, Subject
     from ropewalk.eval.tasks import Task
+    from ropewalk.integrations.transformers.models import LoadedModel
     from ropewalk.presets import Preset
 
 # Kinds of failures that are told.
@@ -118,63 +121,107 @@ def evaluate(task: Task, run: RunOptions) -> None:
     if run.rescore is not None:
         _rescore(task, run, run.rescore)
         return
-    ask = prepared(task, run)
+    ask = prepared([(task, run)])
     with sharing(run) as share:
-        counts = ask(share)
+        [counts] = ask(share)
     if counts.failed and not counts.done:
         raise typer.Exit(processes.ALL_FAILED)
 
 
-def prepared(task: Task, run: RunOptions) -> Callable[[Share], Counts]:
-    """What asks a share of a task's examples, once options are known to be right: it reads the data, and then loads the
-    model.
+def prepared(runs: Sequence[tuple[Task, RunOptions]]) -> Callable[[Share], list[Counts]]:
+    """What asks a share of the examples of some tasks, all of one model, once options are known to be right.
+
+    It reads all data, then loads the model, tries all methods on it and looks at all folders, and then asks the first
+    example: nobody waits for one run to hear that another is refused.
 
     Raises:
         UserError: an option is wrong.
     """
     from ropewalk.eval import methods as ways
 
+    [run, *_] = [run for _, run in runs]
     model_options.check(run.dtype, run.device)
     preset = preset_option(run.preset)
     check_tokens("--chunk", run.chunk)
     if run.trained_window is not None:
         check_tokens("--trained-window", run.trained_window)
-    _check_output(run.output)
+    for _, each in runs:
+        _check_output(each.output)
     try:
-        ways.parse_all(run.methods, 1, 8192)  # a mistyped one is found before anything is loaded
+        for _, each in runs:
+            ways.parse_all(each.methods, 1, 8192)  # a mistyped one is found before anything is loaded
         load = _loader(run, preset)
     except ValueError as error:
         raise UserError(str(error)) from error
-    return functools.partial(_ask, task, run, preset, load)
+    return functools.partial(_ask, runs, preset, load)
 
 
 def _ask(
-    task: Task, run: RunOptions, preset: Preset | None, load: Callable[[], tuple[Subject, int]], share: Share
-) -> Counts:
-    from ropewalk.eval import methods as ways
-    from ropewalk.eval import runner
-    from ropewalk.eval.results import Results
+    runs: Sequence[tuple[Task, RunOptions]],
+    preset: Preset | None,
+    load: Callable[[int | None], tuple[Subject, int]],
+    share: Share,
+) -> list[Counts]:
+    from ropewalk.eval import results
 
     try:
-        with model_options.running(run.verbose):
-            task.read()
-            _tell(task.notes)
-            subject, window = load()
-            task.measure(subject)
-            longest = task.longest or _TIMES * window
-            chosen = ways.parse_all(run.methods, longest, window)
-            if preset is not None and (own := ways.of_preset(preset, longest, window)) not in chosen:
-                chosen.append(own)
-            _tell(runner.check(chosen, subject, task.longest, window))
-            config = runner.config_of(task, chosen, subject, run.seed, window)
-            facts = runner.facts_of(task, subject, run.seed)
-            with Results(run.output, config, share, run.limit) as results, _progress(share) as on_row:
-                _tell(f"{printable(line)}: the line stays, and its example is asked again" for line in results.damaged)
-                counts = runner.run(task, chosen, subject, results, facts, on_row)
+        with model_options.running(runs[0][1].verbose), ExitStack() as stack:
+            for task, _ in runs:
+                task.read()
+            _tell(note for task, _ in runs for note in task.notes)
+            ready = [_tried(task, run, preset, load) for task, run in runs]
+            for one in ready:
+                results.check(one.run.output, one.config)
+            folders = [stack.enter_context(one.opened(share)) for one in ready]
+            return [one.ask(folder) for one, folder in zip(ready, folders, strict=True)]
     except ValueError as error:
         raise UserError(str(error)) from error
-    _say(counts, run.output, share)
-    return counts
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A run of which all is known to be right but for its folder."""
+
+    task: Task
+    run: RunOptions
+    methods: Sequence[Method]
+    subject: Subject
+    config: Config
+
+    def opened(self, share: Share) -> Results:
+        from ropewalk.eval.results import Results
+
+        folder = Results(self.run.output, self.config, share, self.run.limit)
+        _tell(f"{printable(line)}: the line stays, and its example is asked again" for line in folder.damaged)
+        return folder
+
+    def ask(self, results: Results) -> Counts:
+        from ropewalk.eval import runner
+
+        facts = runner.facts_of(self.task, self.subject, self.run.seed)
+        with _progress(results.share) as on_row:
+            counts = runner.run(self.task, self.methods, self.subject, results, facts, on_row)
+        _say(counts, self.run.output, results.share)
+        return counts
+
+
+def _tried(
+    task: Task, run: RunOptions, preset: Preset | None, load: Callable[[int | None], tuple[Subject, int]]
+) -> _Ready:
+    from ropewalk.eval import methods as ways
+    from ropewalk.eval import runner
+
+    subject, window = load(run.trained_window)
+    task.measure(subject)
+    longest = task.longest or _TIMES * window
+    try:
+        chosen = ways.parse_all(run.methods, longest, window)
+    except ValueError as error:
+        raise runner.MethodError(str(error)) from error
+    if preset is not None and (own := ways.of_preset(preset, longest, window)) not in chosen:
+        chosen.append(own)
+    _tell(runner.check(chosen, subject, task.longest, window))
+    return _Ready(task, run, chosen, subject, runner.config_of(task, chosen, subject, run.seed, window))
 
 
 def _check_output(folder: Path) -> None:
@@ -197,7 +244,7 @@ def _rescore(task: Task, run: RunOptions, folder: Path) -> None:
         load = _loader(run, None)
         with model_options.running(run.verbose):
             task.read()
-            subject, window = load()
+            subject, window = load(run.trained_window)
             task.measure(subject)
             config = runner.config_of(task, [], subject, old.config.seed, window)
             config = config.model_copy(update={"methods": old.config.methods})
@@ -217,21 +264,27 @@ def _tell(notes: Iterable[str]) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
-def _loader(run: RunOptions, preset: Preset | None) -> Callable[[], tuple[Subject, int]]:
-    """What loads the model, which is known to exist, and says its trained window."""
+def _loader(run: RunOptions, preset: Preset | None) -> Callable[[int | None], tuple[Subject, int]]:
+    """What loads the model, which is known to exist, when it is first asked, and says its trained window: the given
+    one, or else its own."""
     from ropewalk.eval.subjects import Dummy, Model, hashes_of
 
     if run.model == "dummy":
-        return lambda: (
+        return lambda given: (
             Dummy(batch_size=run.batch_size),
-            run.trained_window or (preset.trained_window if preset else 8192),
+            given or (preset.trained_window if preset else 8192),
         )
     source = model_options.find_model(run.model)
 
-    def load() -> tuple[Subject, int]:
-        loaded = model_options.load_model(source, run.dtype, run.device, run.trust_remote_code, run.verbose)
-        window = model_options.window_of(loaded, run.trained_window, preset)
-        return Model(loaded, window, hashes_of(loaded), run.batch_size, run.chunk), window
+    @functools.cache
+    def loaded() -> tuple[LoadedModel, Hashes]:
+        its = model_options.load_model(source, run.dtype, run.device, run.trust_remote_code, run.verbose)
+        return its, hashes_of(its)
+
+    def load(given: int | None) -> tuple[Subject, int]:
+        its, hashes = loaded()
+        window = model_options.window_of(its, given, preset)
+        return Model(its, window, hashes, run.batch_size, run.chunk), window
 
     return load
 

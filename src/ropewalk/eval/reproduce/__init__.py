@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from ropewalk.eval import papers
 from ropewalk.eval.methods import UNMODIFIED, parse_all
+from ropewalk.eval.subjects import Dummy
+from ropewalk.eval.tasks.base import Generation, PreparedTask, Task
 from ropewalk.names import named
 
 # FLOP/s of reading, seconds of a written token, bytes of a bfloat16 number.
@@ -55,10 +58,13 @@ class Experiment(_Data):
         scores: of parts for which it gives another one.
         lines: what the paper ran.
         otherwise: methods for a model that the paper did not run.
-        prompts, tokens, new_tokens: of each line, for the forecast: how many, how long they are on average, and their
-            answers.
+        prompts, tokens: for the forecast, the texts that each line reads, one for each choice of a question that has
+            some, and how long they are on average.
+        answers, new_tokens: likewise, how many of them are answered in words, by default all, and how long the answers
+            are; a setting `new_tokens` goes before it.
         unknown: what the paper does not say, so that it was chosen here.
-        instead: the command that shows the same, where it is no experiment.
+        instead: the command that shows the same, where nothing is measured.
+        prompt: likewise, whether it is a prompt of the task.
     """
 
     title: str
@@ -72,9 +78,15 @@ class Experiment(_Data):
     otherwise: tuple[str, ...] = (UNMODIFIED, "selfextend")
     prompts: int = 0
     tokens: int = 0
+    answers: int | None = None
     new_tokens: int = 0
     unknown: tuple[str, ...] = ()
     instead: str = ""
+    prompt: bool = False
+
+    @property
+    def is_measured(self) -> bool:
+        return not (self.instead or self.prompt)
 
 
 class Size(_Data):
@@ -102,10 +114,18 @@ class Run(_Data):
     trained_window: int | None
     rows: dict[str, str]
 
+    def row_of(self, method: str) -> str:
+        """The label of a method by its complete name, which it was perhaps not asked for by."""
+        for text, row in self.rows.items():
+            if method in (one.name for one in parse_all([text], 1, 8192)):
+                return row
+        return self.rows.get(method.partition("(")[0], "")
+
 
 class _File(_Data):
     models: dict[str, Size]
     experiments: dict[str, Experiment]
+    not_run: dict[str, str]
 
 
 @cache
@@ -118,8 +138,21 @@ def experiments() -> Mapping[str, Experiment]:
     return _file().experiments
 
 
+def not_run() -> Mapping[str, str]:
+    """Tables of the papers that are no experiments, and why not."""
+    return _file().not_run
+
+
+def names() -> list[str]:
+    """All tables and figures of the papers, each paper's tables first."""
+    order = [*papers.tables(), *papers.figures()]
+    return sorted([*experiments(), *not_run()], key=lambda name: (name.startswith("self/"), order.index(name)))
+
+
 def experiment(name: str) -> Experiment:
-    """Raises ValueError: there is none of that name."""
+    """Raises ValueError: there is none of that name, or it is not run, and why."""
+    if name in not_run():
+        raise ValueError(f"{name} is not run: {not_run()[name]}")
     return named("experiment", name, experiments())
 
 
@@ -164,19 +197,41 @@ def forecast(one: Experiment, model: str) -> tuple[float, float] | None:
     """About how many hours an experiment takes for all lines of a model on one H100, and how many GiB of memory; None
     where its size is not known.
 
-    Counted as docs/gpu.md has it for a whole model of 8 billion parameters, by transformers' own `generate`.
+    Counted as docs/gpu.md has it for a whole model of 8 billion parameters, by transformers' own `generate`. No text is
+    read faster than a token is written: both are one pass, and the host's part of it is the same.
     """
     size = _file().models.get(model)
     if size is None or not one.prompts:
         return None
     seconds, longest = 0.0, 0
     for line in (line for line in one.lines if line.model == model):
-        lengths = _lengths({**one.settings, **line.settings}) or [one.tokens]
-        tokens, longest = min(one.tokens, max(lengths)), max(longest, *lengths)
-        reading = 2e9 * size.billions * tokens / _READING
-        seconds += len(parse_all([line.method], 1, 8192)) * one.prompts * (reading + _STEP * one.new_tokens)
-    memory = _BYTES * (1e9 * size.billions + size.cache * (longest + one.new_tokens))
+        settings = {**one.settings, **line.settings}
+        lengths, new_tokens = _lengths(settings) or [one.tokens], settings.get("new_tokens", one.new_tokens)
+        reading = max(2e9 * size.billions * min(one.tokens, max(lengths)) / _READING, _STEP)
+        writing = _STEP * new_tokens * (one.prompts if one.answers is None else one.answers)
+        seconds += len(parse_all([line.method], 1, 8192)) * (one.prompts * reading + writing)
+        longest = max(longest, max(lengths) + new_tokens)
+    memory = _BYTES * (1e9 * size.billions + size.cache * longest)
     return seconds / 3600, memory / _GIB
+
+
+class _Letters(Dummy):
+    """Whose tokens are letters, so that a prompt can be read again."""
+
+    def encode(self, text: str, chat: bool = False) -> list[int]:
+        return [*map(ord, text)]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return "".join(map(chr, token_ids))
+
+
+def first_prompt(task: Task) -> tuple[str, str]:
+    """The first prompt of a task that is answered in words, whose lengths are letters then, and the right answer."""
+    letters = _Letters()
+    assert isinstance(task, PreparedTask)
+    prepared = task.prepare(next(iter(task.examples())), letters)
+    assert isinstance(prepared, Generation)
+    return letters.decode(prepared.prompt.token_ids), prepared.target
 
 
 def _lengths(settings: Mapping[str, Any]) -> list[int]:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ropewalk.eval import papers, results
 from ropewalk.eval.methods import UNMODIFIED
@@ -14,23 +15,27 @@ from ropewalk.eval.report.tables import Cell, Table
 from ropewalk.eval.reproduce import Experiment, Run
 from ropewalk.eval.tasks import about
 
-_NOTE = (
-    "Ours with its 95% confidence interval and n, the number of examples; the paper gives no intervals. A figure of "
-    "the paper that lies outside of ours differs by more than chance."
-)
+_OURS = "Ours with its 95% confidence interval and n, the number of examples."
+_THEIRS = "The paper gives no intervals. A figure of the paper that lies outside of ours differs by more than chance."
+_KINDS = {"authors": "its authors' repository", "quoted": "the table of others", "thread": "a thread"}
 
 
 def comparison(
     name: str,
     one: Experiment,
     done: Sequence[tuple[Run, results.Run]],
-    departures: Sequence[str] = (),
+    changed: Sequence[str] = (),
+    counts: Mapping[str, int] | None = None,
 ) -> list[Table]:
     """A line for each column of the paper's table, and for each method of each run ours, with the paper's before it
     where it has some; and by how much each method is above the unmodified model, of the examples that both were asked.
 
+    Captions say where only a part of the examples was asked, and notes of which method how many; and which figures of
+    the paper are contradicted.
+
     Args:
-        departures: what was run otherwise than in the paper, or is not known of it.
+        changed: settings that are not the paper's.
+        counts: how many examples each method has, by the name of the run; as many as were asked, if not given.
     """
     there = [(run, its) for run, its in done if its.rows]
     # Of several runs each method with its run, as their settings differ.
@@ -44,16 +49,22 @@ def comparison(
     parts = [Part(tokens(value) if one.by == "length" else plain(value), ({one.by: value},)) for value in values]
     parts = parts or [ALL]
     pairs = [(its, other) for its in ours if (other := _other(its, ours)) is not None]
-    note = " ".join([_NOTE, *(f"Not the paper's, or not known of it: {each}." for each in departures)])
+    lacks = [*_lacks(done, counts or {}, len(there) > 1)]
+    notes = [
+        *(["Of a part of the examples alone: " + "; ".join(lacks) + "."] if lacks else []),
+        *_failures(ours),
+        *(["Not the paper's settings: " + "; ".join(changed) + "."] if changed else []),
+        *(["Not known of the paper, and chosen here: " + "; ".join(one.unknown) + "."] if one.unknown else []),
+    ]
     made = []
     for score in scores:
         its_parts = [
             part for part in parts if (one.scores.get(_value(one, part), one.score) or scores[0].name) == score.name
         ]
         if its_parts:
-            title = f"{name}: {score.title}"
+            title = f"{name}: {score.title}{', of a part of the examples' if lacks else ''}"
             made += [
-                _beside(title, one, score, series, its_parts, pairs, note),
+                _beside(title, one, score, series, its_parts, pairs, notes),
                 *difference_tables(title, score, its_parts, pairs, UNMODIFIED, words),
             ]
     return made
@@ -66,22 +77,61 @@ def _beside(
     series: Sequence[tuple[Run, Series]],
     parts: Sequence[Part],
     pairs: Sequence[tuple[Series, Series]],
-    note: str,
+    notes: Sequence[str],
 ) -> Table:
     words = about(one.task)
-    printed = {row.label: row.cells for row in papers.table(one.table).rows} if one.table else {}
+    theirs = papers.table(one.table) if one.table else None
+    printed = {row.label: row for row in theirs.rows} if theirs else {}
+    doubts: list[str] = []
+    rows = [row for run, its in series if (row := run.row_of(its.method))]
     noise = {its.label: noise_of(score, its, other, parts) for its, other in pairs}
     columns, cells = [one.by], [[Cell(part.head)] for part in parts]
     for run, its in series:
-        row = run.rows.get(its.method, "")
+        row = run.row_of(its.method)
         if row:
             columns.append(f"paper: {row}")
         columns.append(its.label)
         for line, part, mark in zip(cells, parts, noise.get(its.label, [""] * len(parts)), strict=True):
-            if row:
-                line.append(Cell(printed[row].get(_value(one, part), "-")))
+            if row and theirs:
+                line.append(_printed(theirs, printed[row], _value(one, part), doubts))
             line.append(cell_of(score.of(its, part), score.write, mark, words))
-    return Table(title, tuple(columns), tuple(map(tuple, cells)), note)
+    beside = [_THEIRS, *_seen(printed[row] for row in rows)] if rows else []
+    return Table(title, tuple(columns), tuple(map(tuple, cells)), " ".join([_OURS, *beside, *notes, *doubts]))
+
+
+def _printed(table: papers.Table, row: papers.Row, column: str, doubts: list[str]) -> Cell:
+    """The paper's figure; with the number of a note, which goes to `doubts`, where something is against it."""
+    if column not in row.cells:
+        return Cell("-")
+    if (erratum := table.erratum(row.label, column)) is None:
+        return Cell(row.cells[column])
+    doubts.append(f"({len(doubts) + 1}) Contradicted: {column} of {row.label}. {erratum.note}")
+    return Cell(row.cells[column], mark=f"({len(doubts)})")
+
+
+def _seen(rows: Iterable[papers.Row]) -> Iterator[str]:
+    """Where those figures of the paper were seen that nobody here has read in the paper itself."""
+    known = papers.sources()
+    where = dict.fromkeys(known[row.sources[0]] for row in rows)
+    others = [f"{_KINDS[source.kind]}, {source.url}" for source in where if source.kind in _KINDS]
+    if others:
+        yield f"The paper's figures were read in {'; '.join(others)}."
+
+
+def _lacks(done: Sequence[tuple[Run, results.Run]], counts: Mapping[str, int], several: bool) -> Iterator[str]:
+    """Which methods of which runs were asked a part of their examples, and how many."""
+    for run, its in done:
+        asked = Counter(row.method for row in its.rows)
+        for method in its.config.methods:
+            if asked[method] < (wanted := counts.get(run.name, asked[method])):
+                where = f", {run.name}" if several else ""
+                yield f"{method}{where} {asked[method]:,} of {wanted:,}"
+
+
+def _failures(ours: Sequence[Series]) -> Iterator[str]:
+    failed = [f"{len(its.failed):,} of {its.label}" for its in ours if its.failed]
+    if failed:
+        yield "Failed, and left out: " + "; ".join(failed) + "."
 
 
 def _value(one: Experiment, part: Part) -> str:
