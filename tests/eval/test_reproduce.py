@@ -2,26 +2,63 @@
 """The papers' experiments: each can be run as it stands, and the papers' figures stand beside ours."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 
 from ropewalk.eval import papers, results, runner
 from ropewalk.eval.methods import parse_all
-from ropewalk.eval.reproduce import experiment, experiments, forecast, lines_of, models_of, runs_of
+from ropewalk.eval.reproduce import (
+    experiment,
+    experiments,
+    first_prompt,
+    forecast,
+    lines_of,
+    matrix,
+    models_of,
+    names,
+    not_run,
+    runs_of,
+)
 from ropewalk.eval.reproduce.comparison import comparison
 from ropewalk.eval.subjects import Dummy
 from ropewalk.eval.tasks import TASKS
 
-MEASURED = {name: one for name, one in experiments().items() if not one.instead}
+MEASURED = {name: one for name, one in experiments().items() if one.is_measured}
 over_measured = pytest.mark.parametrize("name", MEASURED)
 
 
 def test_every_table_and_figure_of_the_papers_has_an_entry():
-    """Those that nobody here has read are named where the papers' rows are, with what to fetch."""
-    unread = {"selfextend/table-6", "selfextend/table-7", "self/longbench", "selfextend/phi-2"}
-    theirs = {name for name in [*papers.tables(), *papers.figures()] if name.startswith(("selfextend/", "self/"))}
-    assert theirs - unread == set(experiments())
+    """Or a line on why it has none."""
+    theirs = [name for name in [*papers.tables(), *papers.figures()] if name.startswith(("selfextend/", "self/"))]
+    assert sorted(names()) == sorted(theirs)
+    assert [name for name in names() if name.startswith("selfextend/table")] == [
+        f"selfextend/table-{number}" for number in range(1, 9)
+    ]
+    for name in set(theirs) - set(experiments()):
+        assert not papers.table(name).number or papers.table(name).shows == "Unknown here."
+        with pytest.raises(ValueError, match=f"{name} is not run: {re.escape(not_run()[name])}"):
+            experiment(name)
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("table-2", "selfextend/table-2"), ("leval", "self/leval")])
+def test_a_name_without_its_paper(typed, meant):
+    with pytest.raises(ValueError, match=f"Did you mean '{meant}'"):
+        experiment(typed)
+
+
+def test_what_figures_show_that_measure_nothing():
+    figure = experiment("selfextend/figure-7")
+    prompt, right = first_prompt(TASKS[figure.task](**figure.settings))
+    assert right.isdecimal()
+    assert f"The pass key is {right}. Remember it." in prompt
+    assert prompt.endswith("What is the pass key? The pass key is")
+    # As the paper's caption has it: 10 tokens, window of 7, G = 2, W = 4; eq. 2 by hand.
+    rows = [
+        [int(one) for one in line.split()] for line in matrix(*experiment("selfextend/figure-3").matrix).split("\n")
+    ]
+    assert rows == [[m - n if m - n < 4 else m // 2 - n // 2 + 2 for n in range(m + 1)] for m in range(10)]
 
 
 @over_measured
@@ -108,6 +145,22 @@ def test_forecasts():
         for cost in filter(None, costs):
             assert 0.01 < cost[0] < 500
             assert 3 < cost[1] < 100
+    # Answers are counted, as many as there are and as long as a line has them.
+    for one in MEASURED.values():
+        assert (one.new_tokens > 0) == (one.task != "perplexity")
+        least = one.model_copy(update={"new_tokens": 0, "lines": tuple(line.model_copy(update={"settings": {}})
+                                                                      for line in one.lines)})  # fmt: skip
+        for model in filter(lambda model: forecast(one, model), models_of(one)):
+            assert (forecast(one, model)[0] > forecast(least, model)[0]) == (one.task != "perplexity")
+    short = experiment("selfextend/table-4")
+    hours = (
+        forecast(short, "microsoft/phi-2")[0]
+        - forecast(short.model_copy(update={"new_tokens": 0}), "microsoft/phi-2")[0]
+    )
+    assert hours == pytest.approx(2 * 1319 * 256 * 0.025 / 3600)  # gsm8k's questions, under two methods
+    thinking, plain = (forecast(experiment("self/leval"), model)[0] for model in
+                       ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "meta-llama/Llama-2-7b-chat-hf"))  # fmt: skip
+    assert thinking > 7 * plain
     # A sweep counts as often as it has methods.
     few, many = experiment("selfextend/table-4"), experiment("selfextend/figure-8")
     assert forecast(many, "microsoft/phi-2")[0] > 6 * forecast(few, "microsoft/phi-2")[0]
@@ -136,6 +189,60 @@ def test_the_papers_figures_beside_ours(tmp_path):
     cells = {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
     assert cells == {"qasper": ["19.2", "100.0"], "hotpotqa": ["25.4", "100.0"]}
     assert "3 questions" in table.note
+    assert "The paper's figures were read in the table of others, https://aclanthology.org" in table.note
+    assert "part" not in table.caption + table.note
+
+
+def test_a_part_of_the_examples_says_that_it_is_one(tmp_path):
+    """By what was asked, whatever the command was told."""
+    one = experiment("selfextend/figure-4")
+    [run] = runs_of(one, None, {"lengths": "800", "samples": 3, "depths": "0.5", "tiled": False})
+    run, its = kept(tmp_path, one, run, None)
+    means, apart = comparison("it", one, [(run, its)], (), {run.name: 50})
+    assert means.caption == "it: exact match, of a part of the examples"
+    assert apart.caption.startswith(means.caption)
+    assert "Of a part of the examples alone: 3 of 50 of each method." in means.note
+    assert "it did not run this model" in means.note
+    fewer = replace(its, rows=its.rows[:-1])
+    note = comparison("it", one, [(run, fewer)], (), {run.name: 3})[0].note
+    assert f"Of a part of the examples alone: 2 of 3 of {its.methods[1]}." in note
+    failed = its.rows[-1].model_copy(update={"scores": {}, "error": "RuntimeError: no"})
+    [means, *_] = comparison("it", one, [(run, replace(its, rows=(*its.rows[:-1], failed)))], (), {run.name: 3})
+    assert "part" not in means.caption
+    assert f"Failed, and left out: 1 of {its.methods[1]}." in means.note
+
+
+@pytest.mark.parametrize("name", [name for name, one in MEASURED.items() if one.table and papers.table(one.table).rows])
+def test_figures_that_something_is_against_are_marked(name, tmp_path):
+    """All of them, and no others; also in rows of methods that were asked for without their parameters."""
+    one = MEASURED[name]
+    theirs = papers.table(one.table)
+    passkey = experiment("selfextend/figure-4")
+    run = runs_of(passkey, None, {"lengths": "800", "samples": 1, "depths": "0.5", "tiled": False})[0]
+    template = kept(tmp_path, passkey, run, None)[1]
+    marked, shown = set(), set()
+    for model in models_of(one):
+        for run in runs_of(one, model, {}):
+            methods = [method.name for method in parse_all(run.rows, 16896, 4096)]
+            rows = tuple(
+                template.rows[0].model_copy(
+                    update={"method": method, "example": column, "cell": {"task": column}, "scores": {one.score: 1.0}}
+                )
+                for method in methods
+                for column in theirs.columns
+            )
+            config = template.config.model_copy(update={"methods": tuple(methods)})
+            means = comparison(name, one, [(run, replace(template, config=config, rows=rows))])[0]
+            for place, head in enumerate(means.columns):
+                if head.startswith("paper: "):
+                    shown.add(head.removeprefix("paper: "))
+                    for line in means.rows:
+                        if line[place].mark:
+                            marked.add((head.removeprefix("paper: "), line[0].text))
+                            assert f"{line[place].mark} Contradicted: {line[0].text} of {head[7:]}. " in means.note
+    assert shown == {line.row for line in one.lines if line.row}
+    cells = {row.label: row.cells for row in theirs.rows if row.label in shown}
+    assert marked == {(its.label, its.column) for its in theirs.errata if its.column in cells.get(its.label, {})}
 
 
 def test_methods_are_compared_question_by_question(tmp_path):

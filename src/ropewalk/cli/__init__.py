@@ -22,7 +22,7 @@ app.command("presets")(presets.command)
 app.command("models")(models.command)
 app.add_typer(eval.app, name="eval")
 app.command("report")(report.command)
-app.command("reproduce")(reproduce.command)
+app.command("reproduce", cls=reproduce.Command)(reproduce.command)
 
 
 def _print_version(wanted: bool) -> None:

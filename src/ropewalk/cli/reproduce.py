@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table as Shown
+from typer.core import TyperCommand
 
 from ropewalk.cli.errors import UserError, did_you_mean
 from ropewalk.cli.eval.run import MANY, RunOptions, prepared, sharing
@@ -38,10 +40,32 @@ if TYPE_CHECKING:
 _LIST = "list"
 _COMPARISON = "comparison.md"
 _DATA = "data_dir"
+# Of a column, beside its text: a line and two blanks.
+_BORDER = 3
 _GATED = (
     "Models of meta-llama and some others are gated: ask for access on their pages, and give your token by 'hf auth "
     "login' or in HF_TOKEN."
 )
+
+
+class Command(TyperCommand):
+    """Says of an option of `ropewalk eval` what there is here in its place."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            from ropewalk.eval.tasks import TASKS
+
+            option = str(getattr(error, "option_name", ""))
+            name = option.removeprefix("--").removeprefix("no-").replace("-", "_")
+            if any(name in kind.model_fields for kind in TASKS.values()):
+                raise UserError(f"there is no option {option}: settings are given as --set {name}=VALUE") from error
+            if name in ("method", "preset"):
+                raise UserError(
+                    f"there is no option {option}: methods are the paper's, and 'ropewalk eval' takes others"
+                ) from error
+            raise
 
 
 def command(
@@ -88,7 +112,7 @@ def command(
     except ValueError as error:
         raise UserError(str(error)) from error
     if not one.is_measured:
-        _show(one)
+        _show(name, one)
         return
     folder = output or Path(name.replace("/", "-"))
     overrides = dict(map(_setting, changes or []))
@@ -117,19 +141,22 @@ def command(
         raise typer.Exit(3)
 
 
-def _show(one: Experiment) -> None:
+def _show(name: str, one: Experiment) -> None:
     """What a figure shows that measures nothing."""
     from ropewalk.cli import app
     from ropewalk.cli.eval.tasks import task_of
-    from ropewalk.eval.reproduce import first_prompt
+    from ropewalk.eval.reproduce import first_prompt, matrix
     from ropewalk.eval.tasks import TASKS
 
-    if one.instead:
-        print(f"{one.title}. Nothing is measured; by '{one.instead}':\n", flush=True)
-        app(one.instead.split()[1:])
+    print(f"{name}: {one.title}. Nothing is measured there.\n")
+    if one.matrix:
+        print(f"Relative positions, a line for each query, from the first key on:\n\n{matrix(*one.matrix)}\n")
+    if one.prompt:
+        prompt, right = first_prompt(task_of(TASKS[one.task], dict(one.settings)))
+        print(f"{prompt}\n\nThe right answer is {right}. The prompt has {len(prompt):,} letters.")
         return
-    prompt, right = first_prompt(task_of(TASKS[one.task], dict(one.settings)))
-    print(f"{one.title}. Nothing is measured; of {len(prompt):,} letters, with the answer {right}:\n\n{prompt}")
+    print(f"{one.instead}\n", flush=True)
+    app(one.instead.split()[1:])
 
 
 def _check_page(name: str, folder: Path) -> None:
@@ -241,32 +268,72 @@ def _compare(
 
 
 def _print(table: Table) -> None:
-    shown = Shown(*table.columns, title=table.caption, caption=table.note, title_justify="left", caption_justify="left")
-    for row in table.rows:
-        shown.add_row(*("\n".join([f"{cell.text} {cell.mark}".rstrip(), *cell.details]) for cell in row))
-    Console().print(shown)
+    """In as many tables as fit beside each other's first column without cutting words; the last has the note."""
+    console = Console()
+    texts = [["\n".join([f"{cell.text} {cell.mark}".rstrip(), *cell.details]) for cell in row] for row in table.rows]
+    bands = list(_bands(table.columns, texts, console.width))
+    for number, band in enumerate(bands):
+        shown = Shown(
+            *(table.columns[place] for place in (0, *band)),
+            title=table.caption + (", continued" if number else ""),
+            caption=table.note if number == len(bands) - 1 else None,
+            title_justify="left",
+            caption_justify="left",
+        )
+        for row in texts:
+            shown.add_row(*(row[place] for place in (0, *band)))
+        console.print(shown)
+
+
+def _bands(columns: Sequence[str], texts: Sequence[Sequence[str]], width: int) -> Iterator[list[int]]:
+    """Which columns stand beside each other behind the first one: the paper's always with ours."""
+
+    def needed(place: int) -> int:
+        lines = [*columns[place].split(), *(line for row in texts for line in row[place].split("\n"))]
+        return max(map(len, lines)) + _BORDER
+
+    left = room = width - needed(0) - 1
+    band: list[int] = []
+    unit: list[int] = []
+    for place in range(1, len(columns)):
+        unit.append(place)
+        if columns[place].startswith("paper: ") and place + 1 < len(columns):
+            continue
+        size = sum(map(needed, unit))
+        if band and size > left:
+            yield band
+            band, left = [], room
+        band, left, unit = band + unit, left - size, []
+    yield band
 
 
 def _show_all() -> None:
     from ropewalk.eval.reproduce import experiments, forecast, models_of, names, not_run
 
+    # What goes on to another program goes line by line.
+    width = Console().width if sys.stdout.isatty() else sys.maxsize
+
+    def say(indent: int, text: str) -> None:
+        more = " " * (indent + 4)
+        print(textwrap.fill(text, width, initial_indent=" " * indent, subsequent_indent=more, break_long_words=False,
+                            break_on_hyphens=False))  # fmt: skip
+
     for name in names():
         if name in not_run():
-            print(f"{name}: not run: {not_run()[name]}")
+            say(0, f"{name}: not run: {not_run()[name]}")
             continue
         one = experiments()[name]
-        print(f"{name}: {one.title}")
+        say(0, f"{name}: {one.title}")
         if not one.is_measured:
-            shown = one.instead or f"ropewalk reproduce {name}"
-            print(f"    nothing is measured; it is shown by: {shown}")
+            say(4, f"nothing is measured; shown by: {one.instead or f'ropewalk reproduce {name}'}")
         for model in models_of(one):
             cost = forecast(one, model)
             told = "" if cost is None else f", about {cost[0]:.1f} h on one H100, {cost[1]:.0f} GiB"
-            print(f"    {model}{told}")
+            say(4, f"{model}{told}")
             for line in one.lines:
                 if line.model == model:
                     settings = ", ".join(f"{key} {value}" for key, value in line.settings.items())
-                    print(f"        {line.method}{f' at {settings}' if settings else ''}")
+                    say(8, f"{line.method}{f' at {settings}' if settings else ''}")
         for each in one.unknown:
-            print(f"    not known of the paper: {each}")
-    print(_GATED)
+            say(4, f"not known of the paper: {each}")
+    say(0, _GATED)

@@ -84,7 +84,7 @@ def _from_folder(data_dir: Path, one: _Set) -> list[Text]:
 
 
 def _from_hub(name: str, one: _Set) -> list[Text]:
-    otherwise = f"name a folder that holds {one.files} by --data-dir, or take the text alice"
+    otherwise = f"name a folder that holds {one.files} by --data-dir, or take --text=alice"
     try:
         datasets: Any = import_module("datasets")
     except ImportError as error:

@@ -13,9 +13,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from ropewalk.eval import papers
-from ropewalk.eval.methods import UNMODIFIED, parse_all
+from ropewalk.eval.methods import UNMODIFIED, parse, parse_all
 from ropewalk.eval.subjects import Dummy
 from ropewalk.eval.tasks.base import Generation, PreparedTask, Task
+from ropewalk.maps import PositionMap
 from ropewalk.names import named
 
 # FLOP/s of reading, seconds of a written token, bytes of a bfloat16 number.
@@ -64,6 +65,7 @@ class Experiment(_Data):
             are; a setting `new_tokens` goes before it.
         unknown: what the paper does not say, so that it was chosen here.
         instead: the command that shows the same, where nothing is measured.
+        matrix: likewise, a map and tokens of a text, whose relative positions are shown.
         prompt: likewise, whether it is a prompt of the task.
     """
 
@@ -82,6 +84,7 @@ class Experiment(_Data):
     new_tokens: int = 0
     unknown: tuple[str, ...] = ()
     instead: str = ""
+    matrix: tuple[str, int] | None = None
     prompt: bool = False
 
     @property
@@ -153,6 +156,8 @@ def experiment(name: str) -> Experiment:
     """Raises ValueError: there is none of that name, or it is not run, and why."""
     if name in not_run():
         raise ValueError(f"{name} is not run: {not_run()[name]}")
+    if name not in experiments() and (close := [one for one in experiments() if one.endswith(f"/{name}")]):
+        raise ValueError(f"no experiment is called {name!r}. Did you mean {' or '.join(map(repr, close))}?")
     return named("experiment", name, experiments())
 
 
@@ -232,6 +237,14 @@ def first_prompt(task: Task) -> tuple[str, str]:
     prepared = task.prepare(next(iter(task.examples())), letters)
     assert isinstance(prepared, Generation)
     return letters.decode(prepared.prompt.token_ids), prepared.target
+
+
+def matrix(method: str, length: int) -> str:
+    """The relative positions of a text of `length` tokens under a map: a line a query, from its first key on."""
+    change = parse(method, length, length).change
+    assert isinstance(change, PositionMap)
+    positions = change.relative_positions(length).tolist()
+    return "\n".join("".join(f"{one:4}" for one in row if one >= 0) for row in positions)
 
 
 def _lengths(settings: Mapping[str, Any]) -> list[int]:

@@ -17,6 +17,7 @@ from ropewalk.eval.tasks import about
 
 _OURS = "Ours with its 95% confidence interval and n, the number of examples."
 _THEIRS = "The paper gives no intervals. A figure of the paper that lies outside of ours differs by more than chance."
+_NONE = "No figure of the paper stands beside: it did not run this model, or its rows could not be read."
 _KINDS = {"authors": "its authors' repository", "quoted": "the table of others", "thread": "a thread"}
 
 
@@ -49,9 +50,9 @@ def comparison(
     parts = [Part(tokens(value) if one.by == "length" else plain(value), ({one.by: value},)) for value in values]
     parts = parts or [ALL]
     pairs = [(its, other) for its in ours if (other := _other(its, ours)) is not None]
-    lacks = [*_lacks(done, counts or {}, len(there) > 1)]
+    lacks = _lacks(done, counts or {})
     notes = [
-        *(["Of a part of the examples alone: " + "; ".join(lacks) + "."] if lacks else []),
+        *([f"Of a part of the examples alone: {lacks}."] if lacks else []),
         *_failures(ours),
         *(["Not the paper's settings: " + "; ".join(changed) + "."] if changed else []),
         *(["Not known of the paper, and chosen here: " + "; ".join(one.unknown) + "."] if one.unknown else []),
@@ -95,7 +96,7 @@ def _beside(
             if row and theirs:
                 line.append(_printed(theirs, printed[row], _value(one, part), doubts))
             line.append(cell_of(score.of(its, part), score.write, mark, words))
-    beside = [_THEIRS, *_seen(printed[row] for row in rows)] if rows else []
+    beside = [_THEIRS, *_seen(printed[row] for row in rows)] if rows else [_NONE]
     return Table(title, tuple(columns), tuple(map(tuple, cells)), " ".join([_OURS, *beside, *notes, *doubts]))
 
 
@@ -118,14 +119,21 @@ def _seen(rows: Iterable[papers.Row]) -> Iterator[str]:
         yield f"The paper's figures were read in {'; '.join(others)}."
 
 
-def _lacks(done: Sequence[tuple[Run, results.Run]], counts: Mapping[str, int], several: bool) -> Iterator[str]:
-    """Which methods of which runs were asked a part of their examples, and how many."""
+def _lacks(done: Sequence[tuple[Run, results.Run]], counts: Mapping[str, int]) -> str:
+    """Which methods of which runs were asked a part of their examples, and how many; empty where none was."""
+    found: dict[str, list[str]] = {}
+    methods = 0
     for run, its in done:
         asked = Counter(row.method for row in its.rows)
+        where = f", {run.name}" if len(done) > 1 else ""
         for method in its.config.methods:
-            if asked[method] < (wanted := counts.get(run.name, asked[method])):
-                where = f", {run.name}" if several else ""
-                yield f"{method}{where} {asked[method]:,} of {wanted:,}"
+            methods += 1
+            wanted = counts.get(run.name, asked[method])
+            if asked[method] < wanted:
+                found.setdefault(f"{asked[method]:,} of {wanted:,}", []).append(method + where)
+    if [len(its) for its in found.values()] == [methods]:
+        return f"{next(iter(found))} of each method"
+    return "; ".join(f"{part} of {each}" for part, its in found.items() for each in its)
 
 
 def _failures(ours: Sequence[Series]) -> Iterator[str]:
