@@ -34,7 +34,7 @@ def test_a_figure_and_again(tmp_path):
     assert first.exit_code == 0, first.stderr
     assert "20 examples done" in first.stdout
     assert "selfextend/figure-4: exact match" in first.stdout
-    assert "of a part of the examples: difference to the unmodified model" in first.stdout
+    assert "of a part of the examples: difference to the unmodified model" in " ".join(first.stdout.split())
     assert "+0.00 ≈" in first.stdout
     page = (tmp_path / "out" / "comparison.md").read_text()
     assert "| 512 |" in page
