@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Column
 from rich.table import Table as Shown
 from typer.core import TyperCommand
 
@@ -125,10 +126,10 @@ def command(
     with _errors_of_here(one, model):
         tasks = [_task(one, run, data_dir) for run in runs]
         ask = prepared([(task, _options(common, run, task)) for task, run in zip(tasks, runs, strict=True)])
-        if not any(row for run in runs for row in run.rows.values()):
-            print(f"note: {_not_the_papers(one, model)}", file=sys.stderr)
         try:
             with sharing(common) as share:
+                if share.index == 0 and not any(row for run in runs for row in run.rows.values()):
+                    print(f"note: {_not_the_papers(one, model)}", file=sys.stderr)
                 counts = ask(share)
                 if share.count > 1:
                     return
@@ -271,10 +272,14 @@ def _print(table: Table) -> None:
     """In as many tables as fit beside each other's first column without cutting words; the last has the note."""
     console = Console()
     texts = [["\n".join([f"{cell.text} {cell.mark}".rstrip(), *cell.details]) for cell in row] for row in table.rows]
-    bands = list(_bands(table.columns, texts, console.width))
+    widths = [
+        max(map(len, [*column.split(), *(line for row in texts for line in row[place].split("\n"))]))
+        for place, column in enumerate(table.columns)
+    ]
+    bands = list(_bands(table.columns, widths, console.width))
     for number, band in enumerate(bands):
         shown = Shown(
-            *(table.columns[place] for place in (0, *band)),
+            *(Column(table.columns[place], min_width=widths[place]) for place in (0, *band)),
             title=table.caption + (", continued" if number else ""),
             caption=table.note if number == len(bands) - 1 else None,
             title_justify="left",
@@ -285,21 +290,16 @@ def _print(table: Table) -> None:
         console.print(shown)
 
 
-def _bands(columns: Sequence[str], texts: Sequence[Sequence[str]], width: int) -> Iterator[list[int]]:
+def _bands(columns: Sequence[str], widths: Sequence[int], width: int) -> Iterator[list[int]]:
     """Which columns stand beside each other behind the first one: the paper's always with ours."""
-
-    def needed(place: int) -> int:
-        lines = [*columns[place].split(), *(line for row in texts for line in row[place].split("\n"))]
-        return max(map(len, lines)) + _BORDER
-
-    left = room = width - needed(0) - 1
+    left = room = width - widths[0] - _BORDER - 1
     band: list[int] = []
     unit: list[int] = []
     for place in range(1, len(columns)):
         unit.append(place)
         if columns[place].startswith("paper: ") and place + 1 < len(columns):
             continue
-        size = sum(map(needed, unit))
+        size = sum(widths[one] + _BORDER for one in unit)
         if band and size > left:
             yield band
             band, left = [], room
