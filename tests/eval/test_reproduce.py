@@ -198,16 +198,17 @@ def test_a_part_of_the_examples_says_that_it_is_one(tmp_path):
     one = experiment("selfextend/figure-4")
     [run] = runs_of(one, None, {"lengths": "800", "samples": 3, "depths": "0.5", "tiled": False})
     run, its = kept(tmp_path, one, run, None)
-    means, apart = comparison("it", one, [(run, its)], (), {run.name: 50})
+    assert "part" not in comparison("it", one, [(run, its)])[0].note
+    longer = replace(its, config=its.config.model_copy(update={"examples": 50}))
+    means, apart = comparison("it", one, [(run, longer)])
     assert means.caption == "it: exact match, of a part of the examples"
     assert apart.caption.startswith(means.caption)
     assert "Of a part of the examples alone: 3 of 50 of each method." in means.note
     assert "it did not run this model" in means.note
-    fewer = replace(its, rows=its.rows[:-1])
-    note = comparison("it", one, [(run, fewer)], (), {run.name: 3})[0].note
+    note = comparison("it", one, [(run, replace(its, rows=its.rows[:-1]))])[0].note
     assert f"Of a part of the examples alone: 2 of 3 of {its.methods[1]}." in note
     failed = its.rows[-1].model_copy(update={"scores": {}, "error": "RuntimeError: no"})
-    [means, *_] = comparison("it", one, [(run, replace(its, rows=(*its.rows[:-1], failed)))], (), {run.name: 3})
+    [means, *_] = comparison("it", one, [(run, replace(its, rows=(*its.rows[:-1], failed)))])
     assert "part" not in means.caption
     assert f"Failed, and left out: 1 of {its.methods[1]}." in means.note
 

@@ -135,9 +135,9 @@ def command(
                     return
         except typer.Exit as ended:
             if ended.exit_code == 0:
-                _compare(name, one, runs, tasks, folder, overrides)
+                _compare(name, one, runs, folder, overrides)
             raise
-    _compare(name, one, runs, tasks, folder, overrides)
+    _compare(name, one, runs, folder, overrides)
     if any(each.failed for each in counts) and not any(each.done for each in counts):
         raise typer.Exit(3)
 
@@ -242,17 +242,14 @@ def _not_the_papers(one: Experiment, model: str | None) -> str:
     )
 
 
-def _compare(
-    name: str, one: Experiment, runs: list[Run], tasks: list[Task], folder: Path, overrides: dict[str, str]
-) -> None:
+def _compare(name: str, one: Experiment, runs: list[Run], folder: Path, overrides: dict[str, str]) -> None:
     """Prints the tables, and writes them as Markdown."""
     from ropewalk.eval import results
     from ropewalk.eval.report import markdown_table
     from ropewalk.eval.reproduce.comparison import comparison
 
     done = [(run, results.read(folder / run.name)) for run in runs]
-    counts = {run.name: sum(1 for _ in task.examples()) for run, task in zip(runs, tasks, strict=True)}
-    tables = comparison(name, one, done, [f"{key} is {value}" for key, value in overrides.items()], counts)
+    tables = comparison(name, one, done, [f"{key} is {value}" for key, value in overrides.items()])
     if not tables:
         print("note: there is nothing to compare, as no example was answered", file=sys.stderr)
         return

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ropewalk.eval import papers, results
 from ropewalk.eval.methods import UNMODIFIED
 from ropewalk.eval.report.score_tables import cell_of, difference_tables, noise_of
 from ropewalk.eval.report.scores import ALL, Part, Score, scores_of, tokens, values_of
-from ropewalk.eval.report.series import Series, baseline, plain, shown, together
+from ropewalk.eval.report.series import Series, asked_for, baseline, plain, shown, together
 from ropewalk.eval.report.tables import Cell, Table
 from ropewalk.eval.reproduce import Experiment, Run
 from ropewalk.eval.tasks import about
@@ -26,7 +26,6 @@ def comparison(
     one: Experiment,
     done: Sequence[tuple[Run, results.Run]],
     changed: Sequence[str] = (),
-    counts: Mapping[str, int] | None = None,
 ) -> list[Table]:
     """A line for each column of the paper's table, and for each method of each run ours, with the paper's before it
     where it has some; and by how much each method is above the unmodified model, of the examples that both were asked.
@@ -36,7 +35,6 @@ def comparison(
 
     Args:
         changed: settings that are not the paper's.
-        counts: how many examples each method has, by the name of the run; as many as were asked, if not given.
     """
     there = [(run, its) for run, its in done if its.rows]
     # Of several runs each method with its run, as their settings differ.
@@ -50,7 +48,7 @@ def comparison(
     parts = [Part(tokens(value) if one.by == "length" else plain(value), ({one.by: value},)) for value in values]
     parts = parts or [ALL]
     pairs = [(its, other) for its in ours if (other := _other(its, ours)) is not None]
-    lacks = _lacks(done, counts or {})
+    lacks = _lacks(done)
     notes = [
         *([f"Of a part of the examples alone: {lacks}."] if lacks else []),
         *_failures(ours),
@@ -119,16 +117,15 @@ def _seen(rows: Iterable[papers.Row]) -> Iterator[str]:
         yield f"The paper's figures were read in {'; '.join(others)}."
 
 
-def _lacks(done: Sequence[tuple[Run, results.Run]], counts: Mapping[str, int]) -> str:
+def _lacks(done: Sequence[tuple[Run, results.Run]]) -> str:
     """Which methods of which runs were asked a part of their examples, and how many; empty where none was."""
     found: dict[str, list[str]] = {}
     methods = 0
     for run, its in done:
-        asked = Counter(row.method for row in its.rows)
+        asked, wanted = Counter(row.method for row in its.rows), asked_for(its)
         where = f", {run.name}" if len(done) > 1 else ""
         for method in its.config.methods:
             methods += 1
-            wanted = counts.get(run.name, asked[method])
             if asked[method] < wanted:
                 found.setdefault(f"{asked[method]:,} of {wanted:,}", []).append(method + where)
     if [len(its) for its in found.values()] == [methods]:
