@@ -177,7 +177,8 @@ def test_tables_are_no_wider_than_the_terminal(theirs, tmp_path):
         assert "…" not in shown
         assert "paper: SE-Llama-2-7b-chat" in shown
     assert narrow.stdout.count(", continued") > wide.count(", continued") == 0
-    few = ["reproduce", "selfextend/figure-2", "--model", "dummy", "--set", "text=alice", "--set", "lengths=512"]
+    lengths = "lengths=300,400,500,600,700,800"
+    few = ["reproduce", "selfextend/figure-2", "--model", "dummy", "--set", "text=alice", "--set", lengths]
     several = CliRunner().invoke(app, [*few, "--output", str(tmp_path / "few")], env={"COLUMNS": "80"}).stdout
     assert "…" not in several
     assert max(len(line) for line in several.splitlines() if line[:1] in "┏┃│") <= 80

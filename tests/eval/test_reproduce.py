@@ -270,6 +270,18 @@ def test_methods_are_compared_question_by_question(tmp_path):
     assert "four of five such experiments would tell a true difference" in apart.note
 
 
+def test_a_sweep_has_a_line_for_each_method(tmp_path):
+    one = experiment("selfextend/figure-2")
+    [run] = runs_of(one, None, {"text": "alice", "lengths": "512"})
+    [table, *_] = comparison("it", one, [kept(tmp_path, one, run, None)])
+    assert table.columns == ("method, by length", "512")
+    assert [row[0].text for row in table.rows] == [
+        "unmodified",
+        *(f"selfextend(group_size={size}, window=0)" for size in (2, 4, 8, 16)),
+    ]
+    assert {row[1].text for row in table.rows} == {"2.72"}
+
+
 def test_each_task_has_the_papers_score(tmp_path):
     """ARC and HellaSwag theirs by normed likelihood, GSM8K by its answers: of rows with other scores too."""
     passkey, one = experiment("selfextend/figure-4"), experiment("selfextend/table-4")

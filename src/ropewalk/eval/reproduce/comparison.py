@@ -18,6 +18,8 @@ from ropewalk.eval.tasks import about
 _OURS = "Ours with its 95% confidence interval and n, the number of examples."
 _THEIRS = "The paper gives no intervals. A figure of the paper that lies outside of ours differs by more than chance."
 _NONE = "No figure of the paper stands beside: it did not run this model, or its rows could not be read."
+# Methods that stand beside each other, however few lines they have.
+_FEW = 3
 _KINDS = {"authors": "its authors' repository", "quoted": "the table of others", "thread": "a thread"}
 
 
@@ -28,7 +30,8 @@ def comparison(
     changed: Sequence[str] = (),
 ) -> list[Table]:
     """A line for each column of the paper's table, and for each method of each run ours, with the paper's before it
-    where it has some; and by how much each method is above the unmodified model, of the examples that both were asked.
+    where it has some, or a line for each of many methods where it has none; and by how much each method is above the
+    unmodified model, of the examples that both were asked.
 
     Captions say where only a part of the examples was asked, and notes of which method how many; and which figures of
     the paper are contradicted.
@@ -95,7 +98,11 @@ def _beside(
                 line.append(_printed(theirs, printed[row], _value(one, part), doubts))
             line.append(cell_of(score.of(its, part), score.write, mark, words))
     beside = [_THEIRS, *_seen(printed[row] for row in rows)] if rows else [_NONE]
-    return Table(title, tuple(columns), tuple(map(tuple, cells)), " ".join([_OURS, *beside, *notes, *doubts]))
+    note = " ".join([_OURS, *beside, *notes, *doubts])
+    if not rows and len(series) > max(len(parts), _FEW):  # such as a sweep
+        lines = [(Cell(label), *its) for label, *its in zip(columns[1:], *(line[1:] for line in cells), strict=True)]
+        return Table(title, (f"method, by {one.by}", *(part.head for part in parts)), tuple(lines), note)
+    return Table(title, tuple(columns), tuple(map(tuple, cells)), note)
 
 
 def _printed(table: papers.Table, row: papers.Row, column: str, doubts: list[str]) -> Cell:
