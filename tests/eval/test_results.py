@@ -225,7 +225,7 @@ def test_what_a_run_did_not_record_is_not_held_against_it(tmp_path, name):
     assert getattr(read_config(tmp_path), name) is None
     before = FACTS.model_copy(update={name: None}) if name != "trained_window" else FACTS
     (tmp_path / f"facts-{before.name}.json").write_text(before.model_dump_json(exclude_none=True))
-    (tmp_path / "results.jsonl").write_text(row("old", facts=before).model_dump_json() + "\n")
+    (tmp_path / "results.jsonl").write_text(row("old", facts=before).line + "\n")
     add(tmp_path, row("a"))
     assert examples(tmp_path) == ["old", "a"]
 
@@ -334,3 +334,14 @@ def test_a_full_disk_is_named(tmp_path):
         assert caught.value.filename == os.fspath(tmp_path / "results.jsonl")
     (tmp_path / "kept").replace(tmp_path / "results.jsonl")
     assert examples(tmp_path) == ["a"]
+
+
+def test_ctrl_c_while_a_row_is_written_is_no_error(monkeypatch):
+    """A function that pydantic calls while it writes would turn it into a ValueError."""
+
+    def stopped(facts):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(FACTS), "name", property(stopped))
+    with pytest.raises(KeyboardInterrupt):
+        _ = row("a").line

@@ -27,7 +27,6 @@ from pydantic import (
     FiniteFloat,
     ValidationError,
     ValidationInfo,
-    field_serializer,
     field_validator,
     model_validator,
 )
@@ -180,9 +179,11 @@ class Row(_Record):
             object.__setattr__(self, "cluster", (task and task.cluster_of(self.example)) or self.example)
         return self
 
-    @field_serializer("facts")
-    def _named(self, facts: Facts) -> str:
-        return facts.name
+    @property
+    def line(self) -> str:
+        """As it stands in a file. No function of pydantic's names the facts: that would call Ctrl-C an error."""
+        fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"facts"}) | {"facts": self.facts.name}
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,7 @@ class Results:
             _write(self._folder / f"facts-{facts}.json", row.facts)
             self._written.add(facts)
         with naming(self._rows), self._rows.open("a", encoding="utf-8") as file:
-            file.write(row.model_dump_json(exclude_defaults=True) + "\n")
+            file.write(row.line + "\n")
             file.flush()
             os.fsync(file.fileno())
         if row.error is None:
