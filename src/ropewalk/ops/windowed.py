@@ -7,11 +7,16 @@ are looked up here and nowhere else.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 # Queries of a windowed block on the CPU: as measured, smaller wastes less at the edges and larger runs faster.
 _CPU_BLOCK = 256
+
+# Keys of a piece, at least: to merge one costs as much as to see some.
+_LEAST_PIECE = 2048
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -39,8 +44,33 @@ def full(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tenso
     if queries > 1:
         return _flash_cpu(query, key, value, scale)
     # The heads that share a key become its queries: nothing is expanded.
-    output, lse = _flash_cpu(query.reshape(batch, key.shape[1], -1, head_dim), key, value, scale)
-    return output.reshape(query.shape), lse.reshape(batch, heads, 1)
+    packed = query.reshape(batch, key.shape[1], -1, head_dim)
+    pieces = _pieces(batch, key.shape[1], key.shape[2])
+    output, lse = (
+        _flash_cpu(packed, key, value, scale) if pieces == 1 else _in_pieces(packed, key, value, scale, pieces)
+    )
+    return output.reshape(*query.shape[:3], value.shape[3]), lse.reshape(batch, heads, 1)
+
+
+def _pieces(batch: int, heads: int, keys: int) -> int:
+    """Into how many pieces to take the keys of one text, so that all threads have as much to do: torch gives each head
+    of them to one thread."""
+    threads = torch.get_num_threads()
+    return 1 if batch > 1 else max(1, min(threads // math.gcd(heads, threads), keys // _LEAST_PIECE))
+
+
+def _in_pieces(query: Tensor, key: Tensor, value: Tensor, scale: float, pieces: int) -> tuple[Tensor, Tensor]:
+    """Attention of every query to every key of one text, which become so many texts, and a rest that is none."""
+    size = key.shape[2] // pieces
+    keys, values = (
+        x[0, :, : pieces * size].reshape(x.shape[1], pieces, size, -1).transpose(0, 1) for x in (key, value)
+    )
+    outputs, lses = _flash_cpu(query.expand(pieces, -1, -1, -1), keys, values, scale)
+    if rest := key.shape[2] - pieces * size:
+        last, last_lse = _flash_cpu(query, key[:, :, -rest:], value[:, :, -rest:], scale)
+        outputs, lses = torch.cat((outputs, last)), torch.cat((lses, last_lse))
+    weights = torch.softmax(lses, dim=0)[..., None]
+    return (outputs.to(weights.dtype) * weights).sum(dim=0, keepdim=True), lses.logsumexp(dim=0, keepdim=True)
 
 
 def causal(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> tuple[Tensor, Tensor]:

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from ropewalk.integrations.transformers.place import place
 from ropewalk.integrations.transformers.plan import PLAN, LayerPlan, Unchanged
+from ropewalk.integrations.transformers.roomy import RoomyLayer, grown, roomy_cache
 from ropewalk.maps import PositionMap
 from ropewalk.maps.positions import TRUE_POSITIONS
 from ropewalk.ops import Layout, Rotary
@@ -27,10 +28,20 @@ logger = logging.getLogger("ropewalk")
 
 # The attribute of keys that a layer of this cache handed out: the layer.
 LAYER = "ropewalk_layer"
-# Room for keys to come is an eighth of the kept ones, and this many at least.
-_LEAST_ROOM = 64
 # Keys turned at a time, so that they pass through a processor's cache.
 _KEYS_AT_A_TIME = 2048
+
+
+def new_cache(model: PreTrainedModel) -> DynamicCache:
+    """An empty dynamic cache to read and write with: on a CPU with room, and with the far keys of extended layers
+    where they can be kept."""
+    if place(model).type != "cpu":
+        return DynamicCache(config=model.config)
+    try:
+        return far_keys_cache(model)
+    except ValueError as error:
+        logger.debug("%s", error)
+        return roomy_cache(model)
 
 
 def far_keys_cache(model: PreTrainedModel) -> DynamicCache:
@@ -39,7 +50,7 @@ def far_keys_cache(model: PreTrainedModel) -> DynamicCache:
     Raises:
         ValueError: this extension turns no keys that could be kept.
     """
-    made = DynamicCache(config=model.config)
+    made = roomy_cache(model)
     reason = "no attention module says which layer of a cache is its own"
     for module in model.modules():
         plan: LayerPlan | Unchanged | None = vars(module).get(PLAN)
@@ -51,7 +62,7 @@ def far_keys_cache(model: PreTrainedModel) -> DynamicCache:
             raise ValueError(f"far keys cannot be kept: {why}")
         index = getattr(module, "layer_idx", len(made.layers))
         # Models whose sliding window is disabled have layers with a window that is never reached.
-        if index < len(made.layers) and type(made.layers[index]) in (DynamicLayer, DynamicSlidingWindowLayer):
+        if index < len(made.layers) and type(made.layers[index]) in (RoomyLayer, DynamicSlidingWindowLayer):
             made.layers[index], reason = FarKeysLayer(plan.position_map, plan.rotary), ""
     if reason:
         raise ValueError(f"far keys cannot be kept: {reason}")
@@ -72,7 +83,7 @@ def _unsupported(model: PreTrainedModel, plan: LayerPlan) -> str:
     return ""
 
 
-class FarKeysLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class FarKeysLayer(RoomyLayer):  # type: ignore[no-untyped-call]
     """A cache layer that turns each key for the far band once.
 
     The view begins anew where the keys were changed by anything but an update or a crop: reordered, selected, assigned,
@@ -80,7 +91,7 @@ class FarKeysLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, position_map: PositionMap, rotary: Rotary) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._map, self._rotary = position_map, rotary
         self._forget()
 
@@ -155,10 +166,7 @@ class FarKeysLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         # A buffer made in inference mode could not be written outside it.
         with torch.inference_mode(False), torch.no_grad():
             if self._far is None or self._far.shape[2] < end:
-                grown = key.new_empty((*key.shape[:2], end + max(_LEAST_ROOM, end // 8), key.shape[3]))
-                if self._far is not None:
-                    grown[:, :, : self._filled] = self._far[:, :, : self._filled]
-                self._far = grown
+                self._far = grown(None if self._far is None else self._far[:, :, : self._filled], key, end)
             for rows, start in starts:
                 for begin in range(max(self._filled, start), end, _KEYS_AT_A_TIME):
                     slots = slice(begin, min(begin + _KEYS_AT_A_TIME, end))

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from ropewalk.integrations.transformers.extend import check_length
+from ropewalk.integrations.transformers.far_keys import new_cache
 from ropewalk.integrations.transformers.place import place
 from ropewalk.integrations.transformers.rope_scaling import fixed_frequencies
 from ropewalk.integrations.transformers.wrappers import callable_alone
@@ -202,7 +203,7 @@ def _generate(
     model = callable_alone(model)
     settings = _generation_config(model, tokenizer, max_new_tokens, temperature)
     input_ids, mask = _padded(prompts, settings.pad_token_id, place(model))
-    cache = DynamicCache(config=model.config) if cache is None else cache
+    cache = new_cache(model) if cache is None else cache
     longest = input_ids.shape[1]
     criteria = [] if stop is None else [_StopAt(stop, tokenizer, longest)]
     decoder: Any = model  # its `generate` is not typed

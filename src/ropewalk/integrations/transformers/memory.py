@@ -12,22 +12,27 @@ if TYPE_CHECKING:
 
 
 def memory(model: PreTrainedModel, tokens: int) -> tuple[int, int]:
-    """Bytes of the weights, and of the key/value cache for `tokens` tokens; from what one token leaves in the cache."""
+    """Bytes of the weights, and of the cache for `tokens` tokens as `generate` makes it; from what one token leaves in
+    it."""
     import torch
-    from transformers import DynamicCache
 
+    from ropewalk.integrations.transformers.far_keys import FarKeysLayer, new_cache
     from ropewalk.integrations.transformers.place import place
+    from ropewalk.integrations.transformers.roomy import RoomyLayer, room_for
 
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    cache = DynamicCache(config=model.config)
+    cache = new_cache(model)
     with torch.inference_mode():
         model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=place(model)), past_key_values=cache, use_cache=True)
     held = 0
     for layer in cache.layers:
         window = getattr(layer, "sliding_window", None)  # such layers hold no more tokens than it has
-        kept = (getattr(layer, name, None) for name in ("keys", "values"))
+        # A far view is as large as the keys.
+        names = ("keys", "values", "keys") if isinstance(layer, FarKeysLayer) else ("keys", "values")
+        kept = (getattr(layer, name, None) for name in names)
         bytes_a_token = sum(tensor.nbytes for tensor in kept if tensor is not None)
-        held += bytes_a_token * (tokens if window is None else min(tokens, window))
+        slots = tokens if window is None else min(tokens, window)
+        held += bytes_a_token * (room_for(slots) if isinstance(layer, RoomyLayer) else slots)
     return weights, held
 
 

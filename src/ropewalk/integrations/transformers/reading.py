@@ -25,11 +25,13 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ropewalk.integrations.transformers import fingerprint, kept
+from ropewalk.integrations.transformers.far_keys import FarKeysLayer, new_cache
 from ropewalk.integrations.transformers.framing import Document, Frame, shared
 from ropewalk.integrations.transformers.frequencies import changes_with_length
 from ropewalk.integrations.transformers.generation import Answer, OnProgress, OnText, generate, prefill
 from ropewalk.integrations.transformers.kept import Kept, ReadingError
 from ropewalk.integrations.transformers.place import place
+from ropewalk.integrations.transformers.roomy import RoomyLayer
 from ropewalk.integrations.transformers.rope_scaling import fixed_frequencies
 from ropewalk.integrations.transformers.versions import versions
 from ropewalk.integrations.transformers.wrappers import callable_alone
@@ -99,7 +101,7 @@ def read_document(
     length = len(token_ids) + _ROOM if target_length is None else target_length
     if length <= len(token_ids):
         raise ValueError(f"target_length must be more than the {len(token_ids)} tokens of the text, got {length}")
-    cache = DynamicCache(config=model.config)
+    cache = new_cache(model)
     began = perf_counter()
     with fixed_frequencies(model, length):
         # All but the last token of a prompt are read, and this one stands for a question's first.
@@ -115,7 +117,7 @@ def check_keepable(cache: DynamicCache) -> None:
         ReadingError: it has a layer of a kind that keeps something else than keys and values.
     """
     for number, layer in enumerate(cache.layers):
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) and not _is_dummy(layer):
+        if _kind(layer) is None and not _is_dummy(layer):
             raise ReadingError(f"layer {number} keeps a {type(layer).__name__}, which cannot be kept in a file")
 
 
@@ -220,7 +222,7 @@ class Reading:
             if layer.keys is None:  # its module uses another layer's
                 layers.append(None)
                 continue
-            layers.append([type(layer).__name__, layer.get_seq_length()])
+            layers.append([_kind(layer), layer.get_seq_length()])
             tensors[f"{number}.keys"], tensors[f"{number}.values"] = layer.keys, layer.values
         frame = self.document.frame
         facts = {
@@ -294,6 +296,9 @@ class Reading:
         for number, layer in enumerate(self._layers):
             if number in self._copies:
                 vars(layer).update(vars(_copy(self._copies[number])))
+            elif isinstance(layer, RoomyLayer):
+                if (more := layer.get_seq_length() - tokens) > 0:
+                    layer.crop(-more)
             elif layer.keys is not None:
                 layer.keys, layer.values = layer.keys[..., :tokens, :], layer.values[..., :tokens, :]
                 if isinstance(layer, DynamicSlidingWindowLayer):
@@ -305,7 +310,14 @@ def _can_go_back(layer: Any) -> bool:
     """Whether a layer still has what it had after each token; a window that `extend` disabled never drops one."""
     if type(layer) is DynamicSlidingWindowLayer:
         return bool(layer.sliding_window > _NEVER_FULL)
-    return type(layer) is DynamicLayer or _is_dummy(layer)
+    return _kind(layer) == DynamicLayer.__name__ or _is_dummy(layer)
+
+
+def _kind(layer: Any) -> str | None:
+    """What a file calls a layer, and None if it cannot hold what that keeps."""
+    if type(layer) in (DynamicLayer, RoomyLayer, FarKeysLayer):
+        return DynamicLayer.__name__
+    return DynamicSlidingWindowLayer.__name__ if type(layer) is DynamicSlidingWindowLayer else None
 
 
 def _is_dummy(layer: Any) -> bool:
@@ -371,7 +383,7 @@ def _told(extension: Mapping[str, Any] | None) -> str:
 
 def _cache(model: PreTrainedModel, layers: list[Any], tensors: dict[str, Tensor]) -> DynamicCache:
     """The cache that was saved."""
-    cache = DynamicCache(config=model.config)
+    cache = new_cache(model)
     for number, described in enumerate(layers):
         if described is None:
             continue
