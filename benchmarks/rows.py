@@ -248,11 +248,16 @@ def facts(device: torch.device, given_commit: str = "") -> Facts:
         flash_attn=_version("flash-attn"),
         transformers=_version("transformers"),
         ropewalk=ropewalk.__version__,
-        commit=given_commit or commit_of(Path(__file__), "*.py", "../src") or "unknown",
+        commit=given_commit or commit(),
         # Of a path of this machine the name alone: the rest says nothing elsewhere.
         command=" ".join(["python", *(Path(word).name if Path(word).is_absolute() else word for word in sys.argv)]),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def commit() -> str:
+    """Of this checkout."""
+    return commit_of(Path(__file__), "*.py", "../src") or "unknown"
 
 
 def processor() -> str:

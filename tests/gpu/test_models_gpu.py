@@ -79,6 +79,8 @@ def read(model: PreTrainedModel, given: dict[str, torch.Tensor], parts: tuple[in
 
 
 def check(name: str, position_map: ropewalk.PositionMap, impl: str, window: str = "keep") -> None:
+    if name not in ZOO:
+        pytest.skip("this release of transformers has no such model")
     given, device = text(name), torch.device("cuda")
     with torch.no_grad():
         model = ZOO[name].tiny.build(WINDOW, dtype=torch.float64)
