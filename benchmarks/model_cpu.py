@@ -125,7 +125,7 @@ def main(
             output.parent.mkdir(parents=True, exist_ok=True)
             with output.open("a") as rows:
                 rows.write(f"{json.dumps(row | facts)}\n")
-    Console().print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":
