@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A decode step of a whole model on a CPU, extended beside unmodified, under each cache, and beside llama.cpp.
 
-Each step is timed in turn with the others, round after round, so that a machine that other work slows down slows all.
+They take turns of some steps, the first not counted, so that a machine that other work slows down slows all of them.
 The keys and values of the text are random: what they are changes no time. llama.cpp (the package llama-cpp-python), if
 it is installed and the model is a GGUF file, reads as many random tokens first, which takes minutes. "core ms" is the
 time that all threads computed; it does not count what other programs took.
@@ -33,8 +33,8 @@ import ropewalk
 from ropewalk.integrations.transformers.far_keys import new_cache
 from ropewalk.integrations.transformers.roomy import roomy_cache
 
-# Rounds that are not counted.
-_WARM_UP = 2
+# Of a turn: the first brings into the processor's cache what others drove out.
+_STEPS = 5
 Step = Callable[[], object]
 
 
@@ -68,7 +68,7 @@ def main(
     model: Annotated[Path, typer.Option(help="A GGUF file, or a folder of a model.")],
     tokens: Annotated[int, typer.Option(help="Of the text before the step.")] = 12_000,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
-    rounds: int = 15,
+    rounds: int = 8,
     output: Annotated[Path | None, typer.Option(help="JSON lines, to which the rows are added.")] = None,
 ) -> None:
     logging.set_verbosity_error()
@@ -79,7 +79,7 @@ def main(
         return AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=getattr(torch, dtype)).eval()
 
     plain, extended = load(), load()
-    longest = tokens + rounds + _WARM_UP
+    longest = tokens + rounds * _STEPS
     handle = ropewalk.extend(extended, target_length=longest)
     steps: dict[str, Step] = {
         "unmodified, transformers' cache": step_of(plain, filled(DynamicCache(config=plain.config), plain, tokens)),
@@ -96,11 +96,12 @@ def main(
     wall: dict[str, list[float]] = {name: [] for name in steps}
     core: dict[str, list[float]] = {name: [] for name in steps}
     with torch.inference_mode():
-        for round_ in range(rounds + _WARM_UP):
+        for _ in range(rounds):
             for name, step in steps.items():
-                began, computed = time.perf_counter(), time.process_time()
                 step()
-                if round_ >= _WARM_UP:
+                for _ in range(_STEPS - 1):
+                    began, computed = time.perf_counter(), time.process_time()
+                    step()
                     wall[name].append(1e3 * (time.perf_counter() - began))
                     core[name].append(1e3 * (time.process_time() - computed))
     facts = {
