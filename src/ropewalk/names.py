@@ -10,6 +10,11 @@ from typing import TypeVar
 _Named = TypeVar("_Named")
 
 
+def as_option(name: str) -> str:
+    """A name as the command line writes it."""
+    return f"--{name.replace('_', '-')}"
+
+
 def did_you_mean(typed: str, known: Iterable[str]) -> str:
     """` Did you mean 'selfextend'?`, or nothing where no known name resembles the typed one."""
     others = [name for name in known if name != typed]

@@ -19,7 +19,7 @@ from rich.markup import escape
 
 from ropewalk.cli.errors import UserError
 from ropewalk.maps import MAPS, MapEntryPointError, PositionMap
-from ropewalk.names import unknown
+from ropewalk.names import as_option, unknown
 from ropewalk.presets import Preset, read_preset
 
 _PANEL = "Map"
@@ -74,8 +74,8 @@ class MapOptions:
         own = {field.name: field for field in fields(kind)}
         for name in self.parameters:
             if name not in own:
-                options = ", ".join(map(_option, own))
-                raise UserError(f"--map {kind.name} has no {_option(name)}; its options are {options}")
+                options = ", ".join(map(as_option, own))
+                raise UserError(f"--map {kind.name} has no {as_option(name)}; its options are {options}")
         parameters = {name: _converted(kind, name, value) for name, value in self.parameters.items()}
         shape = {name for name in own if name != "start"}
         try:
@@ -86,7 +86,7 @@ class MapOptions:
                 _check_each(kind, parameters)
                 beyond = [name for name in missing if _types(kind)[name] is None]
                 hint = f"; no option can hold {' and '.join(beyond)}: make the map in Python" if beyond else ""
-                raise UserError(f"--map {kind.name} needs {', '.join(map(_option, missing))}{hint}")
+                raise UserError(f"--map {kind.name} needs {', '.join(map(as_option, missing))}{hint}")
             return kind(**parameters)
         except ValueError as error:
             raise UserError(str(error)) from error
@@ -163,7 +163,7 @@ def _parameters(default: str, kinds: Mapping[str, type[PositionMap]], taken: Con
         # Where maps differ, the text is read as the map that was asked for writes it.
         parsed = next(iter(written)) if len(written) == 1 else str
         metavar = "|".join(dict.fromkeys(map(_metavar, written)))
-        declared = f"{_option(name)}/--no-{_option(name)[2:]}" if parsed is bool else _option(name)
+        declared = f"{as_option(name)}/--no-{as_option(name)[2:]}" if parsed is bool else as_option(name)
         option = typer.Option(
             declared, help=_help(name, own), metavar=None if parsed is bool else metavar, rich_help_panel=_PANEL
         )
@@ -194,7 +194,7 @@ def _converted(kind: type[PositionMap], name: str, value: Any) -> Any:
     try:
         return _READERS[written](value)
     except (KeyError, ValueError):
-        raise UserError(f"{_option(name)} of --map {kind.name} must be {_metavar(written)}, got {value!r}") from None
+        raise UserError(f"{as_option(name)} of --map {kind.name} must be {_metavar(written)}, got {value!r}") from None
 
 
 def _check_each(kind: type[PositionMap], parameters: dict[str, Any]) -> None:
@@ -225,10 +225,6 @@ def _metavar(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "|".join(map(str, get_args(hint)))
     return {int: "INTEGER", float: "NUMBER", bool: "true|false"}.get(hint, "TEXT")
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def _is_needed(field: Field[Any]) -> bool:

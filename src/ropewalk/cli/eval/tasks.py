@@ -19,6 +19,7 @@ from ropewalk.cli.eval.run import RunOptions, evaluate
 from ropewalk.cli.paths import path
 from ropewalk.eval.tasks.base import Task
 from ropewalk.eval.tasks.settings import OURS, written
+from ropewalk.names import as_option
 
 # Of the run, and a setting of the tasks that draw something.
 _SEED = "seed"
@@ -35,16 +36,14 @@ def command_of(kind: type[Task]) -> Callable[..., None]:
     def command(context: typer.Context, **options: Any) -> None:
         given = {name: value for name, value in options.items() if _is_given(name, context) or name in of_runs}
         run = RunOptions(**{name: given.pop(name) for name in of_runs})
+        idle: dict[str, str] = {}
         if run.rescore is not None:
             if run.output.exists() and run.output.samefile(run.rescore):
                 raise UserError(f"--output must be another folder than that of --rescore, got {str(run.output)!r}")
-            for name in _OF_ASKING:
-                if _is_given(name, context):
-                    option = f"--{name.replace('_', '-')}"
-                    raise UserError(f"{option} has no effect with --rescore, which asks nothing: leave it out")
-        for name in kind.unheeded():
+            idle = dict.fromkeys(_OF_ASKING, "--rescore, which asks nothing")
+        for name, why in {**dict.fromkeys(kind.unheeded(), kind.name), **idle}.items():
             if _is_given(name, context):
-                raise UserError(f"--{name} has no effect with {kind.name}: leave it out")
+                raise UserError(f"{as_option(name)} has no effect with {why}: leave it out")
         if _is_given(_SEED, context):
             given[_SEED] = run.seed
         evaluate(task_of(kind, given), run)
@@ -75,7 +74,7 @@ def task_of(kind: type[Task], settings: dict[str, Any]) -> Task:
         if not detail["loc"]:  # of several together
             raise UserError(detail["msg"]) from error
         name, given = str(detail["loc"][0]), detail["input"]
-        option = f"--{name.replace('_', '-')}"
+        option = as_option(name)
         if choices := get_literal(kind.model_fields[name].annotation):
             model_options.choice(option, str(given), choices)
         ours = detail["type"] == OURS
@@ -86,7 +85,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     """With the task's own default, as text; of a switch as it is."""
     switch = field.annotation is bool
     is_path = Path in get_args(field.annotation)
-    option = f"--{name.replace('_', '-')}"
+    option = as_option(name)
     info = typer.Option(
         f"{option}/--no-{option[2:]}" if switch else option,
         help=escape(field.description or ""),

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from ropewalk.names import did_you_mean
+from ropewalk.names import as_option, did_you_mean
 from ropewalk.token_counts import tokens
 
 # Kind of an error of ours, which says what a setting must be and what it is.
@@ -24,10 +24,8 @@ def refused(expected: str, given: object, hint: str = "") -> PydanticCustomError
 
 def no_effect(name: str, why: str) -> PydanticCustomError:
     """An error of a setting that was given and changes nothing, beside others as options are written."""
-    option = f"--{name.replace('_', '-')}"
-    return PydanticCustomError(
-        OURS, "{text}", {"text": f"{option} has no effect with {why}: leave it out, or change that"}
-    )
+    text = f"{as_option(name)} has no effect with {why}: leave it out, or change that"
+    return PydanticCustomError(OURS, "{text}", {"text": text})
 
 
 def _apart(value: object) -> object:
